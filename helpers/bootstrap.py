@@ -1,0 +1,49 @@
+"""The first cell of every notebook calls this: add the packages that are missing, touch no other."""
+
+import re
+import subprocess
+import sys
+import tempfile
+from importlib.metadata import PackageNotFoundError, distributions, version
+from pathlib import Path
+
+REQUIREMENTS = Path(__file__).resolve().parents[1] / "requirements.txt"
+# what the notebooks import; the rest of requirements.txt runs and checks them, which Colab does by itself
+NEEDED = ("torch", "torchvision", "pytorch-lightning", "matplotlib", "scikit-learn", "tensorboard")
+
+
+def missing() -> list[str]:
+    """The requirement lines of ``NEEDED`` that are not installed, in any version."""
+    lines = [line.strip() for line in REQUIREMENTS.read_text().splitlines() if line.strip() and line[0] != "#"]
+    by_name = {re.split(r"[<>=!~\[; ]", line)[0]: line for line in lines}
+    return [by_name[name] for name in NEEDED if not _installed(name)]
+
+
+def install_missing() -> None:
+    """Install what is missing, with every installed package pinned to the version it has.
+
+    Colab's own packages depend on each other's exact versions, so nothing may be upgraded: where the
+    missing package cannot live with them, pip refuses, and RuntimeError says so.
+    """
+    wanted = missing()
+    if not wanted:
+        return
+    pins = {f"{dist.name}=={dist.version}" for dist in distributions() if dist.name and "+" not in dist.version}
+    with tempfile.TemporaryDirectory() as folder:
+        constraints = Path(folder) / "installed.txt"
+        constraints.write_text("\n".join(sorted(pins)))
+        command = [sys.executable, "-m", "pip", "install", "--quiet", "--constraint", str(constraints), *wanted]
+        result = subprocess.run(command, capture_output=True, text=True)
+    if result.returncode:
+        reason = (result.stderr.strip() or result.stdout.strip()).splitlines()[-12:]
+        raise RuntimeError(
+            f"could not add {', '.join(wanted)} without changing installed packages:\n" + "\n".join(reason)
+        )
+    print("added:", ", ".join(f"{name} {version(name)}" for name in NEEDED if any(w.startswith(name) for w in wanted)))
+
+
+def _installed(name: str) -> bool:
+    try:
+        return bool(version(name))
+    except PackageNotFoundError:
+        return False

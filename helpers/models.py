@@ -1,0 +1,149 @@
+"""Base classes: a notebook states networks, losses by name and a score; the steps are taken here."""
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from helpers.data.loader import SCORING_BATCH, Split, to_float
+
+
+class AnomalyModel(pl.LightningModule):
+    """What every model of the course has in common; see its two subclasses.
+
+    settings: one flat dict of plain scalars; it is stored in checkpoints and in hparams.yaml.
+    A notebook's class defines its networks, its losses, ``reconstruct(x)`` -> image like x, and
+    ``anomaly_score(x)`` -> (N,), higher is more anomalous.  Images are (N, C, H, W) in [-1, 1].
+    A loss named ``a`` is multiplied by the setting ``weight_a`` (1 if there is none).
+    """
+
+    automatic_optimization = False  # one loop for one and for two optimisers
+
+    def __init__(self, settings: dict):
+        super().__init__()
+        self.save_hyperparameters(settings)
+        self.batch_losses: list[Tensor] = []  # unweighted, on the device: read by the Record callback
+        self.loss_names: tuple[str, ...] = ()
+        self.history: dict = {}  # how it was trained; travels inside the checkpoint
+
+    def reconstruct(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def anomaly_score(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def weighted_sum(self, losses: dict[str, Tensor]) -> Tensor:
+        """Sum of the losses, each times its ``weight_<name>`` from the settings."""
+        return sum(self.hparams.get(f"weight_{name}", 1.0) * loss for name, loss in losses.items())
+
+    def remember(self, losses: dict[str, Tensor]) -> None:
+        """Keep this batch's losses on the device; nothing is copied to the host here."""
+        self.loss_names = tuple(losses)
+        self.batch_losses.append(torch.stack([loss.detach().float() for loss in losses.values()]))
+
+    def descend(self, optimizer, loss: Tensor) -> None:
+        """One gradient step."""
+        optimizer.zero_grad()
+        self.manual_backward(loss)
+        optimizer.step()
+
+    def step_schedulers(self) -> None:
+        """Advance learning-rate schedules, if the model has any, by one batch."""
+        schedulers = self.lr_schedulers() or ()
+        for scheduler in schedulers if isinstance(schedulers, (list, tuple)) else (schedulers,):
+            scheduler.step()
+
+    def adam(self, parameters, lr: float):
+        """Adam with the settings' ``beta1``; fused, as the step of a small network is mostly overhead."""
+        return torch.optim.Adam(parameters, lr=lr, betas=(self.hparams.get("beta1", 0.9), 0.999), fused=True)
+
+    def transfer_batch_to_device(self, batch, device, dataloader_idx):
+        return batch  # it was cut on the device
+
+    def on_save_checkpoint(self, checkpoint: dict) -> None:
+        checkpoint["model_class"] = type(self).__name__
+        checkpoint["history"] = self.history
+
+    def on_load_checkpoint(self, checkpoint: dict) -> None:
+        self.history = checkpoint.get("history", {})
+
+
+class OneLossModel(AnomalyModel):
+    """A model trained by one optimiser.  Define ``losses(normal, anomalous) -> {name: scalar}``.
+
+    Settings read here: ``lr``, ``beta1`` (0.9).
+    """
+
+    def losses(self, normal: Tensor, anomalous: Tensor) -> dict[str, Tensor]:
+        raise NotImplementedError
+
+    def configure_optimizers(self):
+        return self.adam(self.parameters(), self.hparams.lr)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        losses = self.losses(*batch)
+        self.descend(self.optimizers(), self.weighted_sum(losses))
+        self.step_schedulers()
+        self.remember(losses)
+
+
+class AdversarialModel(AnomalyModel):
+    """A generator against discriminators: two optimisers, one forward pass of the generator per batch.
+
+    The notebook's class holds the networks as ``self.generator`` and ``self.discriminators`` and defines
+    ``generate(normal, anomalous) -> {name: tensor}``, what the generator makes of the batch, and
+    ``discriminator_losses(normal, anomalous, made)`` (``made`` detached) and
+    ``generator_losses(normal, anomalous, made)`` (discriminators frozen), each ``-> {name: scalar}``.
+    Settings read here: ``lr``, ``lr_discriminator`` (lr), ``beta1`` (0.9).
+    """
+
+    generator: torch.nn.Module
+    discriminators: torch.nn.Module
+
+    def generate(self, normal: Tensor, anomalous: Tensor) -> dict[str, Tensor]:
+        raise NotImplementedError
+
+    def discriminator_losses(self, normal: Tensor, anomalous: Tensor, made: dict[str, Tensor]) -> dict[str, Tensor]:
+        raise NotImplementedError
+
+    def generator_losses(self, normal: Tensor, anomalous: Tensor, made: dict[str, Tensor]) -> dict[str, Tensor]:
+        raise NotImplementedError
+
+    def configure_optimizers(self):
+        lr = self.hparams.lr
+        return [
+            self.adam(self.generator.parameters(), lr),
+            self.adam(self.discriminators.parameters(), self.hparams.get("lr_discriminator", lr)),
+        ]
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        for_generator, for_discriminators = self.optimizers()
+        made = self.generate(*batch)
+        found = self.discriminator_losses(*batch, {name: value.detach() for name, value in made.items()})
+        self.descend(for_discriminators, self.weighted_sum(found))
+        self.discriminators.requires_grad_(False)  # the generator's step needs no gradients of their weights
+        fooled = self.generator_losses(*batch, made)
+        self.descend(for_generator, self.weighted_sum(fooled))
+        self.discriminators.requires_grad_(True)
+        self.step_schedulers()
+        self.remember(fooled | found)
+
+
+def score_images(model: AnomalyModel, split: Split, device: torch.device) -> np.ndarray:
+    """(N,) float64 anomaly scores of a split, independent of batches and of the training mode."""
+    distributed = torch.distributed.is_initialized()
+    rank = torch.distributed.get_rank() if distributed else 0
+    world = torch.distributed.get_world_size() if distributed else 1
+    was_training = model.training
+    model.eval()
+    with torch.inference_mode():
+        chunks = split.images.split(SCORING_BATCH)[rank::world]
+        mine = [model.anomaly_score(to_float(chunk, device)).double() for chunk in chunks]
+    model.train(was_training)
+    mine = [scores.cpu() for scores in mine]
+    if not distributed:
+        return torch.cat(mine).numpy()
+    everyone: list = [None] * world
+    torch.distributed.all_gather_object(everyone, mine)
+    count = sum(len(part) for part in everyone)
+    return torch.cat([everyone[chunk % world][chunk // world] for chunk in range(count)]).numpy()

@@ -1,0 +1,272 @@
+"""Every figure of the course, in one style: labelled, colour-blind safe, naming its data."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+
+from helpers import metrics
+
+# Okabe and Ito's colours, safe for the common colour-blindnesses
+NORMAL, ANOMALOUS, THIRD, FOURTH, INK = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#333333"
+CYCLE = (NORMAL, ANOMALOUS, THIRD, FOURTH, "#E69F00", "#56B4E9", INK)
+ERROR_MAP = "magma"
+WIDTH = 9.0  # inches: a notebook's width
+STYLE = {
+    "figure.dpi": 90,
+    "font.size": 10,
+    "axes.titlesize": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "legend.frameon": False,
+    "axes.prop_cycle": plt.cycler(color=CYCLE),
+    "figure.constrained_layout.use": True,
+}
+
+
+def canvas(height: float, rows: int = 1, columns: int = 1) -> tuple[Figure, np.ndarray]:
+    """A figure of notebook width, ``height`` inches high, and its (rows, columns) array of axes.
+
+    It is closed for pyplot, so that a notebook shows it once: where it is the value of a cell.
+    """
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(rows, columns, figsize=(WIDTH, height), squeeze=False)
+    plt.close(figure)
+    return figure, axes
+
+
+def _image(axis, image: torch.Tensor, **kwargs) -> None:
+    """Draw a (C, H, W) uint8 image, grey or colour, without axes."""
+    pixels = image.cpu().permute(1, 2, 0).numpy()
+    grey = pixels.shape[-1] == 1
+    if grey:
+        kwargs = {"cmap": "gray", "vmin": 0, "vmax": 255} | kwargs
+    axis.imshow(pixels[..., 0] if grey else pixels, interpolation="nearest", **kwargs)
+    _bare(axis)
+
+
+def _bare(axis) -> None:
+    axis.set_xticks([])
+    axis.set_yticks([])
+    axis.grid(False)
+    for spine in axis.spines.values():
+        spine.set_visible(False)
+
+
+def tile(images: torch.Tensor, columns: int = 8) -> torch.Tensor:
+    """(N, C, H, W) uint8 images as one (C, H', W') grid, for TensorBoard."""
+    from torchvision.utils import make_grid
+
+    return make_grid(images.cpu(), nrow=columns, padding=2, pad_value=128)
+
+
+def gallery(
+    images: torch.Tensor, captions: list[str], title: str, columns: int = 10, colours: list[str] | None = None
+) -> Figure:
+    """A grid of (N, C, H, W) uint8 images, each with a short caption."""
+    rows = -(-len(images) // columns)
+    figure, axes = canvas(1.1 * rows * (10 / columns) + 0.4, rows, columns)
+    for place, axis in enumerate(axes.flat):
+        _bare(axis)
+        if place < len(images):
+            _image(axis, images[place])
+            axis.set_title(captions[place], fontsize=8, color=colours[place] if colours else INK, pad=2)
+    figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def reconstructions(inputs: torch.Tensor, rebuilt: torch.Tensor, label: torch.Tensor, title: str) -> Figure:
+    """Input, reconstruction and squared error, one column an image; all errors share one scale.
+
+    inputs, rebuilt: (N, C, H, W) uint8; label: (N,) 0 or 1.
+    """
+    inputs, rebuilt, label = inputs.cpu(), rebuilt.cpu(), label.cpu()
+    count = len(inputs)
+    error = ((inputs.float() - rebuilt.float()) / 127.5).square().mean(1)
+    figure, axes = canvas(WIDTH / count * 3 + 0.7, 3, count)
+    for column in range(count):
+        _image(axes[0, column], inputs[column])
+        _image(axes[1, column], rebuilt[column])
+        axes[2, column].imshow(error[column], cmap=ERROR_MAP, vmin=0, vmax=2)
+        _bare(axes[2, column])
+        anomalous = bool(label[column])
+        axes[0, column].set_title(
+            "anomal." if anomalous else "normal", fontsize=8, color=ANOMALOUS if anomalous else NORMAL
+        )
+        axes[2, column].set_xlabel(f"{float(error[column].mean()):.3f}", fontsize=8)
+    for axis, name in zip(axes[:, 0], ("input", "output", "error"), strict=True):
+        axis.set_ylabel(name, fontsize=9)
+    figure.suptitle(f"{title}\nbelow each image: its mean squared error", fontsize=9)
+    return figure
+
+
+def film_strip(frames: list[torch.Tensor], batches: list[int], title: str) -> Figure:
+    """How the reconstructions of the same images developed: one column a moment of training."""
+    images = len(frames[0])
+    figure, axes = canvas(WIDTH / len(frames) * images + 0.6, images, len(frames))
+    for column, (frame, batch) in enumerate(zip(frames, batches, strict=True)):
+        for row in range(images):
+            _image(axes[row, column], frame[row])
+        axes[0, column].set_title(f"batch {batch}" if column == 0 else f"{batch}", fontsize=8)
+    figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def score_histogram(scores, limit: float, title: str = "") -> Figure:
+    """Scores of normal and anomalous test images, and the threshold from held-out normal images."""
+    score, label = np.asarray(scores.score), np.asarray(scores.label)
+    edges = np.linspace(score.min(), np.quantile(score, 0.995), 61)
+    clipped = np.clip(score, edges[0], edges[-1])
+    figure, ((axis,),) = canvas(3.2)
+    for value, name, colour in ((0, "normal", NORMAL), (1, "anomalous", ANOMALOUS)):
+        chosen = label == value
+        axis.hist(
+            clipped[chosen],
+            edges,
+            density=True,
+            alpha=0.6,
+            color=colour,
+            label=f"{name} ({chosen.sum():,} test images)",
+        )
+    rates = metrics.at_threshold(score, label, limit)
+    axis.axvline(limit, color=INK, linestyle="--")
+    text = f" threshold {limit:.3g}\n {rates['false_alarm_rate']:.1%} false alarms\n {rates['detection_rate']:.1%} detected"
+    axis.annotate(text, (limit, 0.97), xycoords=("data", "axes fraction"), va="top", fontsize=9)
+    axis.set(xlabel="anomaly score", ylabel="density", title=title or scores.title)
+    axis.legend(loc="upper right")
+    return figure
+
+
+def roc_and_precision_recall(named: Mapping[str, object], title: str) -> Figure:
+    """ROC and precision-recall curves of several score sets over the same test images."""
+    from sklearn.metrics import precision_recall_curve, roc_curve
+
+    figure, ((left, right),) = canvas(3.6, 1, 2)
+    for (name, scores), style in zip(named.items(), ("-", "--", ":", "-.") * 4, strict=False):
+        false_alarms, detected, _ = roc_curve(scores.label, scores.score)
+        left.plot(false_alarms, detected, style, label=f"{name}: {metrics.auroc(scores.score, scores.label):.4f}")
+        precision, recall, _ = precision_recall_curve(scores.label, scores.score)
+        right.plot(
+            recall, precision, style, label=f"{name}: {metrics.average_precision(scores.score, scores.label):.4f}"
+        )
+    share = float(np.mean(scores.label))
+    left.plot([0, 1], [0, 1], color=INK, linewidth=0.8, alpha=0.5, label="chance: 0.5")
+    right.axhline(share, color=INK, linewidth=0.8, alpha=0.5, label=f"chance: {share:.2f}")
+    left.set(xlabel="false-alarm rate", ylabel="detection rate", title="ROC, with AUROC")
+    right.set(xlabel="recall (detection rate)", ylabel="precision", title="precision-recall, with average precision")
+    right.set_ylim(min(share, 0.5) - 0.02, 1.01)
+    for axis in (left, right):
+        axis.legend(loc="lower right" if axis is left else "lower left", fontsize=9)
+    figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def bars(values: Mapping[str, float], title: str, label: str, reference: tuple[str, float] | None = None) -> Figure:
+    """Horizontal bars with their values, and a dashed line for a reference value (name, value)."""
+    figure, ((axis,),) = canvas(0.28 * len(values) + 1.0)
+    drawn = axis.barh(list(values)[::-1], list(values.values())[::-1], color=NORMAL, alpha=0.85)
+    axis.bar_label(drawn, fmt="%.3f", padding=3, fontsize=9)
+    low = min([*values.values(), reference[1] if reference else 1.0])
+    axis.set_xlim(max(0.0, low - 0.1), max([*values.values(), reference[1] if reference else 0.0]) * 1.04)
+    if reference:
+        axis.axvline(reference[1], color=ANOMALOUS, linestyle="--", label=f"{reference[0]}: {reference[1]:.3f}")
+        axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), fontsize=9)
+        title = f"{title}\n"
+    axis.set(xlabel=label, title=title)
+    axis.grid(axis="y", visible=False)
+    return figure
+
+
+def scalars(folder: Path, prefix: str) -> dict[str, tuple[list[int], list[float]]]:
+    """The curves under ``prefix`` in a version's event files: {name: (batches, values)}."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0, "images": 1})
+    events.Reload()
+    tags = [tag for tag in events.Tags()["scalars"] if tag.startswith(prefix)]
+    return {
+        tag.removeprefix(prefix): ([e.step for e in events.Scalars(tag)], [e.value for e in events.Scalars(tag)])
+        for tag in tags
+    }
+
+
+def curves(folder: Path, prefix: str, title: str, chance: float | None = None) -> Figure:
+    """TensorBoard's scalars without TensorBoard: one small panel for each curve under ``prefix``."""
+    found = scalars(folder, prefix)
+    if not found:
+        raise ValueError(f"the event files of {Path(folder).name} hold no scalar under {prefix!r}")
+    columns = min(3, len(found))
+    rows = -(-len(found) // columns)
+    figure, axes = canvas(1.9 * rows + 0.4, rows, columns)
+    for axis, (name, (steps, values)) in zip(axes.flat, found.items(), strict=False):
+        axis.plot(steps, values)
+        if chance is not None:
+            axis.axhline(chance, color=INK, linestyle=":", linewidth=1)
+        axis.set_title(name.replace("_", " "))
+    for axis in axes.flat[len(found) :]:
+        axis.set_axis_off()
+    for axis in axes[-1]:
+        axis.set_xlabel("batch")
+    figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def diagram(
+    boxes: Mapping[str, tuple[float, float, str]], arrows: list[tuple[str, str, str]], height: float = 3.0
+) -> Figure:
+    """A drawing of a model.  boxes: {text: (x, y, colour)} with x, y in [0, 1]; arrows: (from, to, label)."""
+    figure, ((axis,),) = canvas(height)
+    _bare(axis)
+    axis.set(xlim=(-0.06, 1.06), ylim=(-0.12, 1.12))
+    drawn = {}
+    for text, (x, y, colour) in boxes.items():
+        frame = {"boxstyle": "round,pad=0.5", "facecolor": colour, "alpha": 0.18, "edgecolor": colour, "linewidth": 1.5}
+        drawn[text] = axis.text(x, y, text, ha="center", va="center", fontsize=9.5, bbox=frame, zorder=3)
+    for source, target, label in arrows:
+        (x0, y0, _), (x1, y1, _) = boxes[source], boxes[target]
+        line = {"arrowstyle": "-|>", "color": INK, "linewidth": 1.2}
+        axis.annotate(
+            "",
+            (x1, y1),
+            (x0, y0),
+            arrowprops=line | {"patchA": drawn[source].get_bbox_patch(), "patchB": drawn[target].get_bbox_patch()},
+        )
+        axis.text((x0 + x1) / 2, (y0 + y1) / 2 + 0.03, label, ha="center", va="bottom", fontsize=8.5, color=INK)
+    return figure
+
+
+class Live:
+    """One figure that redraws itself in a notebook cell, at most every ``seconds``; silent elsewhere."""
+
+    def __init__(self, seconds: float = 3.0):
+        self.seconds, self.handle, self.last = seconds, None, 0.0
+        self.shown = _in_notebook()
+
+    def draw(self, make: Callable[[], Figure], now: bool = False) -> None:
+        """Show ``make()``, unless the last drawing is too recent and this one is not wanted ``now``."""
+        import time
+
+        if not self.shown or (time.monotonic() - self.last < self.seconds and not now):
+            return
+        from IPython.display import display
+
+        figure = make()
+        if self.handle is None:
+            self.handle = display(figure, display_id=True)
+        else:
+            self.handle.update(figure)
+        self.last = time.monotonic()
+
+
+def _in_notebook() -> bool:
+    """Whether an IPython kernel shows figures (a plain IPython shell does not)."""
+    import sys
+
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython else None
+    return shell is not None and hasattr(shell, "kernel")

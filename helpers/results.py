@@ -1,0 +1,86 @@
+"""What a run leaves behind: results.json, metrics and figures in its TensorBoard version."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from helpers import metrics, plots, runtime
+from helpers.training import RESULTS, Scores, Trained
+
+
+def measure(scores: Scores, percentile: float = 99.0) -> tuple[dict[str, float], float]:
+    """Print and return the metrics on the test split, and the threshold from held-out normal images.
+
+    percentile: of the held-out normal scores, which becomes the threshold.
+    """
+    values, limit = metrics.summary(scores.score, scores.label, scores.validation, percentile)
+    anomalous = int(scores.label.sum())
+    print(f"{scores.title}: {len(scores.label) - anomalous:,} normal and {anomalous:,} anomalous test images")
+    for name, value in values.items():
+        note = "  chosen on the test set: flatters" if name == "best_f1_on_test" else ""
+        print(f"  {name:18} {value:.4f}{note}")
+    source = f"{percentile:g}th percentile of {len(scores.validation):,} held-out normal images"
+    print(f"  {'threshold':18} {limit:.4g}  {source}")
+    return values, limit
+
+
+def report(
+    scores: Scores, trained: Trained, percentile: float = 99.0, seeds: dict[str, list[float]] | None = None
+) -> dict:
+    """Write results.json, metrics and figures into the TensorBoard version of ``trained``.
+
+    seeds: {metric: [one value per seed]} where the training was repeated.
+    The version of a model that was loaded is left as it is.  Returns the content of results.json.
+    """
+    values, limit = metrics.summary(scores.score, scores.label, scores.validation, percentile)
+    result = {
+        "notebook": trained.run.notebook,
+        "profile": trained.run.profile,
+        "seed": trained.model.hparams.get("seed", trained.run.seed),
+        **{name: value for name, value in trained.history.items() if not name.startswith("frame")},
+        "scoring_images_per_second": round(scores.images_per_second),
+        "threshold": limit,
+        "threshold_percentile": percentile,
+        "metrics": values,
+        "seeds": seeds or {},
+        "versions": runtime.versions(),
+    }
+    if trained.logger is not None:
+        _log(scores, trained, values, limit)
+        write_json(trained.folder / RESULTS, result)
+    return result
+
+
+def _log(scores: Scores, trained: Trained, values: dict, limit: float) -> None:
+    writer, step = trained.logger.experiment, trained.history["batches"]
+    trained.logger.log_hyperparams(
+        dict(trained.model.hparams), {f"test/{name}": value for name, value in values.items()}
+    )
+    writer.add_figure("results/scores", plots.score_histogram(scores, limit), step)
+    writer.add_figure("results/curves", plots.roc_and_precision_recall({"this version": scores}, scores.title), step)
+    hardest = metrics.per_kind(scores.score, scores.label, scores.kind, scores.kinds)
+    writer.add_figure("results/per_kind", plots.bars(hardest, scores.title, "AUROC"), step)
+    writer.flush()
+
+
+def read_results(folder: Path) -> dict:
+    """The results.json of a version.  Raises FileNotFoundError that says what to do if there is none."""
+    path = Path(folder) / RESULTS
+    if not path.exists():
+        raise FileNotFoundError(f"no results in {runtime.show_path(folder)}: run its notebook to the end")
+    return json.loads(path.read_text())
+
+
+def write_json(path: Path, content: dict) -> None:
+    """Write JSON beside ``path`` and rename it, so that readers never see half of it."""
+    unfinished = path.with_name(path.name + ".part")
+    unfinished.write_text(json.dumps(content, indent=2, default=float) + "\n")
+    unfinished.replace(path)
+
+
+def spread(values: list[float]) -> str:
+    """Mean and standard deviation over seeds, or the single value, for a table."""
+    if len(values) == 1:
+        return f"{values[0]:.4f} (1 seed)"
+    return f"{np.mean(values):.4f} ± {np.std(values, ddof=1):.4f} ({len(values)} seeds)"

@@ -1,0 +1,272 @@
+"""fit, load and evaluate: Lightning's Trainer around a model, a TensorBoard version, a resume."""
+
+import logging
+import os
+import re
+import time
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+import yaml
+from pytorch_lightning.core.saving import save_hparams_to_yaml
+from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.utilities import rank_zero_only
+
+from helpers import runtime
+from helpers.callbacks import AtomicCheckpointIO, Keep, Record, TrainingError, Watch
+from helpers.data.loader import OneClassData
+from helpers.models import AdversarialModel, AnomalyModel, score_images
+
+# Lightning 2.6 with torch >= 2.13 warns, once per loader, about a class that Lightning itself uses
+warnings.filterwarnings("ignore", message=r".*LeafSpec.*is deprecated", module="pytorch_lightning")
+
+CHECKPOINT, LAST, RESULTS = "model.ckpt", "last.ckpt", "results.json"
+REFERENCE_VERSIONS = 5  # version_0 .. version_4 belong to the committed reference runs
+
+
+@dataclass
+class Trained:
+    """A trained model, its TensorBoard folder, and how it was trained (``history``)."""
+
+    model: AnomalyModel
+    folder: Path
+    run: runtime.Run
+    history: dict = field(default_factory=dict)
+    logger: TensorBoardLogger | None = None  # None if it was loaded: then nothing is written
+
+
+def fit(
+    model: AnomalyModel,
+    data: OneClassData,
+    run: runtime.Run,
+    *,
+    label: str = "",
+    resume: bool = False,
+    devices: int | str = "auto",
+    strategy: str = "auto",
+    num_nodes: int = 1,
+    watch_every: int = 100,
+    checkpoint_every: int = 200,
+) -> Trained:
+    """Train ``model`` for ``settings["epochs"]`` epochs and log to TensorBoard.
+
+    The first call of a run takes the next free ``version_N`` under ``run.logs_dir``; further calls
+    go to sub-folders of it by their ``label`` (other seeds, other protocols).
+    resume: continue the newest unfinished version of this notebook with these settings, with
+        optimisers, epoch, batch and random state; what is already trained is loaded.
+    devices, strategy, num_nodes: as for Lightning's Trainer; under torchrun they follow its environment.
+    watch_every, checkpoint_every: in batches.
+
+    Raises TrainingError if a loss is not finite, a checkpoint cannot be written, or the folder exists.
+    """
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # no hardware advertisements between figures
+    settings = dict(model.hparams) | {
+        "notebook": run.notebook,
+        "profile": run.profile,
+        "dataset": data.dataset,
+        "protocol": data.protocol,
+    }
+    folder = _folder(run, label, settings, resume)
+    if resume and (folder / CHECKPOINT).exists():
+        return load(model, run, folder)
+    devices, num_nodes = _torchrun(devices, num_nodes)
+    several = devices not in (1, "auto") or num_nodes > 1
+    if isinstance(model, AdversarialModel) and several and strategy in ("auto", "ddp"):
+        strategy = "ddp_find_unused_parameters_true"  # each of the two backward passes reaches half of the weights
+    loader, logger = data.train_dataloader(), _Logger(folder)
+    record, watch = Record(data), Watch(data, every=watch_every)
+    trainer = pl.Trainer(
+        accelerator=run.device.type,
+        devices=1 if devices == "auto" else devices,
+        strategy=strategy,
+        num_nodes=num_nodes,
+        precision=run.precision,
+        max_epochs=model.hparams.epochs,
+        logger=logger,
+        log_every_n_steps=min(50, max(1, len(loader))),
+        callbacks=[record, watch, Keep(folder / LAST, checkpoint_every, record)],
+        plugins=[AtomicCheckpointIO()],
+        use_distributed_sampler=False,  # Batches takes its own slice
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        benchmark=True,
+    )
+    last = folder / LAST
+    trainer.fit(model, train_dataloaders=loader, ckpt_path=last if last.exists() else None, weights_only=True)
+    model.to(run.device)  # Lightning moves it to the CPU when it tears down
+    history = record.summary() | {
+        "dataset": data.dataset,
+        "protocol": data.protocol,
+        "device": runtime.device_name(run.device),
+        "devices": trainer.world_size,
+        "precision": run.precision,
+        "epochs": trainer.current_epoch,
+        "parameters": sum(weights.numel() for weights in model.parameters()),
+        "peak_memory_mib": round(runtime.peak_memory_mib(run.device)),
+        "frames": watch.frames,
+        "frame_batches": watch.frame_batches,
+    }
+    model.history = history
+    trainer.save_checkpoint(folder / CHECKPOINT, weights_only=True)
+    if trainer.is_global_zero:
+        last.unlink(missing_ok=True)  # the finished model replaces it
+    return Trained(model, folder, run, history, logger)
+
+
+def load(model: AnomalyModel, run: runtime.Run, folder: Path) -> Trained:
+    """Fill ``model`` with the weights of a finished version.  Nothing is trained or written.
+
+    Raises TrainingError if there is no checkpoint, or if it belongs to another model or other sizes.
+    """
+    path = Path(folder) / CHECKPOINT
+    if not path.exists():
+        raise TrainingError(f"no checkpoint at {runtime.show_path(path)}: train first, or name a finished version")
+    checkpoint = torch.load(path, map_location=run.device, weights_only=True)
+    found, wanted = checkpoint.get("model_class", "unknown model"), type(model).__name__
+    if found != wanted:
+        raise TrainingError(f"{runtime.show_path(path)} holds a {found}, not a {wanted}")
+    try:
+        model.load_state_dict(checkpoint["state_dict"])
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise TrainingError(f"{runtime.show_path(path)} was trained with other settings: {reason}") from error
+    model.on_load_checkpoint(checkpoint)
+    model.to(run.device)
+    return Trained(model, Path(folder), run, model.history)
+
+
+@dataclass
+class Scores:
+    """Anomaly scores of one model: on the test split, and on the held-out normal images.
+
+    score: (N,) float64, higher is more anomalous; label: (N,) 0 or 1; kind: (N,) index into ``kinds``;
+    validation: (M,) scores of the held-out normal images, for thresholds; title: data set and protocol;
+    images_per_second: speed of scoring the test split.
+    """
+
+    score: np.ndarray
+    label: np.ndarray
+    kind: np.ndarray
+    kinds: tuple[str, ...]
+    validation: np.ndarray
+    title: str
+    images_per_second: float
+
+
+def evaluate(model: AnomalyModel, data: OneClassData) -> Scores:
+    """Score the test split and the held-out normal images, in eval mode and float32, in their order.
+
+    Under DDP every process scores a part and all receive the whole.
+    """
+    start = time.perf_counter()
+    score = score_images(model, data.test, data.device)
+    seconds = time.perf_counter() - start
+    validation = score_images(model, data.validation.normal(), data.device)
+    label, kind = data.test.label.cpu().numpy(), data.test.kind.cpu().numpy()
+    return Scores(score, label, kind, data.kinds, validation, data.title, len(score) / seconds)
+
+
+class _Logger(TensorBoardLogger):
+    """Writes straight into ``folder`` and stays open after training, for ``report``."""
+
+    def __init__(self, folder: Path):
+        super().__init__(save_dir=str(folder.parent), name="", version=folder.name, default_hp_metric=False)
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        self.experiment.flush()
+
+
+def _torchrun(devices: int | str, num_nodes: int) -> tuple[int | str, int]:
+    """Sizes from torchrun's environment, if it started this process and the caller left them open."""
+    if devices == "auto" and "TORCHELASTIC_RUN_ID" in os.environ:
+        local = int(os.environ["LOCAL_WORLD_SIZE"])
+        return local, int(os.environ["WORLD_SIZE"]) // local
+    return devices, num_nodes
+
+
+def _folder(run: runtime.Run, label: str, settings: dict, resume: bool) -> Path:
+    """The folder of this training: claimed, or found again when resuming.  Process 0 decides for all."""
+    if label and re.fullmatch(r"[\w-]+", label) is None:
+        raise ValueError(f"a label is letters, digits, _ and -: got {label!r}")
+    if rank_zero_only.rank == 0:
+        if run.version is None and resume:
+            run.version = _unfinished(run, label, settings)
+        if run.version is None:
+            run.version = _claim(run.logs_dir)
+        _prepare(run.version / label, settings, resume)
+    run.version = _from_process_0(run.version)
+    return run.version / label
+
+
+def _prepare(folder: Path, settings: dict, resume: bool) -> None:
+    """Create the folder with its settings; refuse to touch what another training left there."""
+    if (folder / "hparams.yaml").exists():
+        if not resume:
+            raise TrainingError(
+                f"{runtime.show_path(folder)} exists: an earlier training is never overwritten. Give another label, or resume=True"
+            )
+        if _hparams(folder) != settings:
+            raise TrainingError(
+                f"{runtime.show_path(folder)} was started with other settings: it cannot be resumed with these"
+            )
+    folder.mkdir(parents=True, exist_ok=True)
+    save_hparams_to_yaml(folder / "hparams.yaml", settings)
+
+
+def _from_process_0(value):
+    """Process 0's value in every process that torchrun started; Lightning then finds the group made."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ or os.environ["WORLD_SIZE"] == "1":
+        return value
+    if not torch.distributed.is_initialized():
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    box = [value]
+    torch.distributed.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def _claim(logs_dir: Path) -> Path:
+    """Create the next free ``version_N`` (or the one named by ``AD_VERSION``, which must not exist)."""
+    named = os.environ.get("AD_VERSION")
+    if named is None:
+        taken = [int(path.name[8:]) for path in logs_dir.glob("version_*") if path.name[8:].isdigit()]
+        number = max([REFERENCE_VERSIONS - 1, *taken]) + 1
+    else:
+        number = int(named)
+    folder = logs_dir / f"version_{number}"
+    try:
+        folder.mkdir(parents=True)
+    except FileExistsError:
+        if named is None:  # another process took it in between
+            return _claim(logs_dir)
+        raise TrainingError(
+            f"{runtime.show_path(folder)} exists: no earlier run is overwritten. Move it away, or unset AD_VERSION"
+        ) from None
+    except OSError as error:
+        raise TrainingError(
+            f"cannot write to the log folder {logs_dir} ({error.strerror}): set AD_LOGS_DIR to a writable folder"
+        ) from error
+    return folder
+
+
+def _unfinished(run: runtime.Run, label: str, settings: dict) -> Path | None:
+    """The newest version without results whose training ``label`` has these settings."""
+    versions = [path for path in run.logs_dir.glob("version_*") if path.name[8:].isdigit()]
+    for version in sorted(versions, key=lambda path: int(path.name[8:]), reverse=True):
+        if not (version / RESULTS).exists() and _hparams(version / label) == settings:
+            return version
+    return None
+
+
+def _hparams(folder: Path) -> dict | None:
+    try:
+        return yaml.safe_load((folder / "hparams.yaml").read_text())
+    except (OSError, yaml.YAMLError):
+        return None

@@ -1,0 +1,111 @@
+"""What is generated in notebooks and README: the set-up cell and the Colab badges, from one address.
+
+python tools/notebooks.py                  write badges and set-up cells for the address in pyproject.toml
+python tools/notebooks.py OWNER/NAME       change the address first
+"""
+
+import ast
+import json
+import re
+import sys
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+BADGE = "https://colab.research.google.com/assets/colab-badge.svg"
+BADGE_PATTERN = re.compile(
+    r"\[!\[Open in Colab\]\(.*?\)\]\(https://colab\.research\.google\.com/github/[\w.-]+/[\w.-]+/blob/main/notebooks/([\w.-]+)\)"
+)
+ADDRESS_PATTERN = re.compile(r"https://github\.com/[\w.-]+/[\w.-]+")
+MARK = "# Set-up, the same in every notebook"
+SET_UP = f"""{MARK}: find the course or fetch it, then add only what is missing.
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+KEEP_ON_DRIVE = False  # Colab: True keeps logs and checkpoints on your Google Drive
+REPOSITORY = "ADDRESS"
+here = Path.cwd()
+fetched = here / "NAME"
+course = next((p for p in (here, *here.parents, fetched) if (p / "helpers" / "bootstrap.py").exists()), None)
+if course is None:
+    part = fetched.with_suffix(".part")
+    shutil.rmtree(part, ignore_errors=True)
+    if subprocess.run(["git", "clone", "--quiet", "--depth", "1", REPOSITORY, str(part)]).returncode:
+        raise SystemExit(f"could not fetch the course from {{REPOSITORY}}: is there a network, and git?")
+    course = part.rename(fetched)
+sys.path.insert(0, str(course))
+
+from helpers.bootstrap import install_missing
+
+install_missing()"""
+
+
+def address() -> str:
+    """The repository's public address, from pyproject.toml."""
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]["Repository"]
+
+
+def notebooks() -> list[Path]:
+    """All notebooks, in their order."""
+    return sorted((ROOT / "notebooks").glob("*.ipynb"))
+
+
+def set_up_cell() -> str:
+    """The source of the set-up cell for the present address."""
+    return SET_UP.replace("ADDRESS", address()).replace("NAME", address().rsplit("/", 1)[1])
+
+
+def badge(name: str) -> str:
+    """The Colab badge of one notebook, in Markdown."""
+    repository = address().removeprefix("https://github.com/")
+    return (
+        f"[![Open in Colab]({BADGE})](https://colab.research.google.com/github/{repository}/blob/main/notebooks/{name})"
+    )
+
+
+def refresh() -> None:
+    """Write the set-up cell and the badges everywhere for the address in pyproject.toml."""
+    for path in notebooks():
+        book = json.loads(path.read_text())
+        for cell in book["cells"]:
+            source = "".join(cell["source"])
+            if cell["cell_type"] == "code" and source.startswith((MARK, "BOOTSTRAP")):
+                cell["source"] = set_up_cell().splitlines(keepends=True)
+            elif cell["cell_type"] == "markdown" and ("BADGE" in source or BADGE_PATTERN.search(source)):
+                source = BADGE_PATTERN.sub(
+                    lambda found: badge(found.group(1)), source.replace("BADGE", badge(path.name))
+                )
+                cell["source"] = source.splitlines(keepends=True)
+        path.write_text(json.dumps(book, indent=1, ensure_ascii=False) + "\n")
+    readme = ROOT / "README.md"
+    text = BADGE_PATTERN.sub(lambda found: badge(found.group(1)), readme.read_text())
+    readme.write_text(re.sub(r"git clone \S+", f"git clone {address()}", text))
+
+
+def change(repository: str) -> None:
+    """Set the address to ``owner/name`` and rewrite everything that holds it."""
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", repository) is None:
+        raise SystemExit(f"an address has the form owner/name: got {repository!r}")
+    project = ROOT / "pyproject.toml"
+    project.write_text(ADDRESS_PATTERN.sub(f"https://github.com/{repository}", project.read_text()))
+    refresh()
+
+
+def definitions(path: Path) -> dict:
+    """The imports, functions and classes of a notebook, executed; so tests and benchmarks use its very model."""
+    sys.path.insert(0, str(ROOT))
+    scope: dict = {"__name__": path.stem}
+    for cell in json.loads(path.read_text())["cells"]:
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "code" and not source.startswith(MARK):
+            body = [node for node in ast.parse(source).body if isinstance(node, DEFINITIONS)]
+            exec(compile(ast.Module(body, []), str(path), "exec"), scope)
+    return scope
+
+
+DEFINITIONS = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef)
+
+if __name__ == "__main__":
+    change(sys.argv[1]) if len(sys.argv) > 1 else refresh()

@@ -1,0 +1,123 @@
+"""Run the notebooks from top to bottom with Jupyter's own executor.
+
+python tools/run.py [01 ...]               executed copies and a results table go to runs/<time>/
+python tools/run.py --reference [01 ...]   full training into version_0 .. version_4; outputs into notebooks/
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from helpers import runtime  # noqa: E402
+from helpers.results import spread  # noqa: E402
+from tools.notebooks import notebooks  # noqa: E402
+
+
+def main() -> int:
+    """Parse arguments, run, print the table and where everything is."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("numbers", nargs="*", help="notebook numbers, e.g. 01 (default: all)")
+    parser.add_argument("--reference", action="store_true")
+    arguments = parser.parse_args()
+    chosen = [path for path in notebooks() if not arguments.numbers or path.name[:2] in arguments.numbers]
+    if not chosen:
+        known = ", ".join(path.name[:2] for path in notebooks())
+        raise SystemExit(f"no notebook {' '.join(arguments.numbers)}: there are {known}")
+    if arguments.reference:
+        return max(reference(path) for path in chosen)
+    folder = ROOT / "runs" / time.strftime("%Y-%m-%d_%H%M%S")
+    folder.mkdir(parents=True)
+    profile = runtime.current_profile()
+    if profile == "smoke":
+        os.environ.setdefault("AD_LOGS_DIR", str(folder / "lightning_logs"))
+    logs = runtime.logs_dir(profile)
+    failed, table = 0, []
+    for path in chosen:
+        before = set(logs.glob("version_*"))
+        failed |= execute(path, folder / path.name)
+        table += [row for version in sorted(set(logs.glob("version_*")) - before) for row in rows(version)]
+    text = "\n".join(["| version | notebook | data and protocol | AUROC | training |", "|---|---|---|---|---|", *table])
+    (folder / "results.md").write_text(text + "\n")
+    print(f"\n{text}\n\nexecuted notebooks and results.md: {folder}")
+    return failed
+
+
+def execute(source: Path, target: Path) -> int:
+    """Run one notebook and write it with its outputs to ``target``; 0 if no cell failed."""
+    book = nbformat.read(source, as_version=4)
+    started = time.monotonic()
+    cells = len(book.cells)
+
+    def tell(cell, cell_index):
+        print(
+            f"\r{source.stem}: cell {cell_index + 1} of {cells}, {time.monotonic() - started:.0f} s", end="", flush=True
+        )
+
+    client = NotebookClient(
+        book,
+        timeout=None,
+        kernel_name="python3",
+        resources={"metadata": {"path": str(source.parent)}},
+        record_timing=False,
+        on_cell_start=tell,
+    )
+    try:
+        client.execute()
+    except CellExecutionError as error:
+        print(f"\n{source.stem} FAILED:\n{error}")
+        nbformat.write(book, target)
+        return 1
+    nbformat.write(book, target)
+    print(f"\r{source.stem}: done in {time.monotonic() - started:.0f} s" + " " * 20)
+    return 0
+
+
+def reference(path: Path) -> int:
+    """Replace the committed version and the outputs of one notebook; keep the old ones if it fails."""
+    number = int(path.name[:2]) - 1
+    logs = runtime.logs_dir("full")
+    version, old = logs / f"version_{number}", logs / f"replaced_version_{number}_{int(time.time())}"
+    if version.exists():
+        version.rename(old)
+        print(f"the version before is kept as {old.name}")
+    os.environ |= {"AD_PROFILE": "full", "AD_DATA": "real", "AD_VERSION": str(number)}
+    unfinished = path.with_suffix(".unfinished")
+    failed = execute(path, unfinished)
+    if failed:
+        print(f"outputs up to the failure: {unfinished}; {path.name} is as it was")
+        if old.exists():
+            if version.exists():
+                version.rename(logs / f"failed_version_{number}_{int(time.time())}")
+            old.rename(version)
+    else:
+        unfinished.replace(path)
+        print("\n".join(rows(version)))
+    return failed
+
+
+def rows(version: Path) -> list[str]:
+    """One Markdown row for each results.json of a version."""
+    found = []
+    for path in sorted(version.rglob("results.json")):
+        result = json.loads(path.read_text())
+        auroc = spread(result["seeds"].get("auroc") or [result["metrics"]["auroc"]])
+        name = path.parent.relative_to(version.parent).as_posix()
+        cost = f"{result['epochs']} epochs, {result['train_seconds']:.0f} s, {result['device']}"
+        found.append(
+            f"| {name} | {result['notebook']} | {result['dataset']}: {result['protocol']} | {auroc} | {cost} |"
+        )
+    return found
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
