@@ -59,9 +59,12 @@ def execute(source: Path, target: Path) -> int:
     cells = len(book.cells)
 
     def tell(cell, cell_index):
-        print(
-            f"\r{source.stem}: cell {cell_index + 1} of {cells}, {time.monotonic() - started:.0f} s", end="", flush=True
-        )
+        if sys.stdout.isatty():  # a log file needs no counter
+            print(
+                f"\r{source.stem}: cell {cell_index + 1} of {cells}, {time.monotonic() - started:.0f} s",
+                end="",
+                flush=True,
+            )
 
     client = NotebookClient(
         book,

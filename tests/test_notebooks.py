@@ -1,0 +1,124 @@
+"""The form of the committed notebooks, and the tools that generate parts of them."""
+
+import json
+import re
+import shutil
+import statistics
+
+import pytest
+
+from helpers import runtime
+from tests.conftest import ROOT
+from tools import notebooks
+
+PATHS = notebooks.notebooks()
+BOOKS = {path.name: json.loads(path.read_text()) for path in PATHS}
+
+
+def code(book):
+    return [cell for cell in book["cells"] if cell["cell_type"] == "code"]
+
+
+def source(cell):
+    return "".join(cell["source"])
+
+
+@pytest.fixture(params=BOOKS)
+def book(request):
+    return BOOKS[request.param] | {"name": request.param}
+
+
+def test_there_are_notebooks():
+    assert "01_baseline_gan.ipynb" in BOOKS
+
+
+def test_title_and_badge_come_first(book):
+    first = source(book["cells"][0])
+    assert first.startswith("# ")
+    assert notebooks.badge(book["name"]) in first
+
+
+def test_the_set_up_cell_is_the_generated_one(book):
+    assert source(code(book)[0]) == notebooks.set_up_cell()
+
+
+def test_cells_are_short(book):
+    lengths = [len(source(cell).splitlines()) for cell in code(book)]
+    assert 25 <= len(lengths) <= 40
+    assert statistics.median(lengths) < 15
+    assert max(lengths) <= 45
+
+
+def test_outputs_are_those_of_one_clean_run(book):
+    counts = [cell["execution_count"] for cell in code(book)]
+    assert counts == list(range(1, len(counts) + 1)), "run `make reference` for this notebook"
+    kinds = [output["output_type"] for cell in code(book) for output in cell["outputs"]]
+    assert "error" not in kinds
+    streams = [output for cell in code(book) for output in cell["outputs"] if output.get("name") == "stderr"]
+    assert not streams, "a warning is to be mended, not committed"
+
+
+def test_outputs_name_no_machine_and_stay_small(book):
+    text = json.dumps(book)
+    assert len(text) < 3_000_000
+    assert not re.search(r"/(?:work|root|home|tmp|content|Users)/\w", text.replace("/content/drive", ""))
+
+
+def test_warnings_are_not_hidden(book):
+    assert not any("filterwarnings" in source(cell) or "simplefilter" in source(cell) for cell in code(book))
+
+
+def test_there_are_three_exercises(book):
+    last = source(book["cells"][-1])
+    assert "## Try this" in last
+    assert len(re.findall(r"^\d\. ", last, re.M)) == 3
+
+
+def test_the_results_of_the_reference_run_are_the_ones_printed():
+    """Number by number: what the notebook shows is what version_0 holds."""
+    results = json.loads((ROOT / "lightning_logs" / "version_0" / "results.json").read_text())
+    assert results["dataset"] == "Fashion-MNIST"
+    assert results["profile"] == "full"
+    assert len(results["seeds"]["auroc"]) >= 3
+    printed = "".join(
+        str(output.get("text", "")) for cell in code(BOOKS["01_baseline_gan.ipynb"]) for output in cell["outputs"]
+    )
+    assert f"auroc              {results['metrics']['auroc']:.4f}" in printed
+    one_class = json.loads((ROOT / "lightning_logs" / "version_0" / "one_class" / "results.json").read_text())
+    assert f"{sum(one_class['seeds']['auroc']) / len(one_class['seeds']['auroc']):.4f} ±" in printed
+
+
+def test_the_address_stands_everywhere_and_one_command_changes_it(tmp_path, monkeypatch):
+    for name in ("notebooks", "README.md", "pyproject.toml"):
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        copy(ROOT / name, tmp_path / name)
+    old = notebooks.address()
+    monkeypatch.setattr(notebooks, "ROOT", tmp_path)
+    before = {path.name: path.read_text() for path in (*notebooks.notebooks(), tmp_path / "README.md")}
+    assert all(old in text or old.removeprefix("https://github.com/") in text for text in before.values())
+    notebooks.refresh()
+    assert before == {path.name: path.read_text() for path in (*notebooks.notebooks(), tmp_path / "README.md")}, (
+        "make address"
+    )
+    notebooks.change("someone/else.where")
+    for path in (*notebooks.notebooks(), tmp_path / "README.md", tmp_path / "pyproject.toml"):
+        text = path.read_text()
+        assert "someone/else.where" in text
+        assert old not in text
+        assert f"{old.removeprefix('https://github.com/')}/blob" not in text
+    with pytest.raises(SystemExit, match="owner/name"):
+        notebooks.change("https://github.com/a/b")
+
+
+def test_definitions_run_without_running_the_notebook():
+    scope = notebooks.definitions(PATHS[0])
+    assert "BaselineGAN" in scope
+    assert "trained" not in scope
+
+
+def test_every_notebook_has_its_reference_version():
+    for path in PATHS:
+        version = runtime.ROOT / "lightning_logs" / f"version_{int(path.name[:2]) - 1}"
+        assert (version / "model.ckpt").exists(), f"make reference NB={path.name[:2]}"
+        assert list(version.glob("events.*"))
+        assert (version / "hparams.yaml").exists()

@@ -1,0 +1,66 @@
+import json
+
+import pytest
+import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from helpers.results import measure, read_results, report, spread, write_json
+from helpers.training import evaluate, fit, load
+from tests.conftest import make_run
+
+KEYS = ["notebook", "dataset", "protocol", "profile", "seed", "device", "epochs", "train_seconds", "images_per_second", "parameters", "threshold", "metrics", "seeds", "versions"]
+
+
+@pytest.fixture
+def reported(run, data, baseline):
+    trained = fit(baseline(seed=7), data, run)
+    scores = evaluate(trained.model, data)
+    return trained, scores, report(scores, trained, seeds={"auroc": [0.5, 0.75]})
+
+
+def test_results_json_holds_what_a_program_needs(reported):
+    trained, scores, returned = reported
+    stored = read_results(trained.folder)
+    assert stored == json.loads(json.dumps(returned, default=float))
+    assert not set(KEYS) - set(stored)
+    assert (stored["seed"], stored["epochs"], stored["seeds"]) == (7, 2, {"auroc": [0.5, 0.75]})
+    assert stored["dataset"].startswith("SAMPLE DATA"), "nobody may take this for a result on real data"
+    assert stored["metrics"]["auroc"] == measure(scores)[0]["auroc"]
+    assert stored["parameters"] == sum(p.numel() for p in trained.model.parameters())
+
+
+def test_tensorboard_gets_metrics_figures_and_hyperparameters(reported):
+    trained, _, _ = reported
+    found = EventAccumulator(str(trained.folder))
+    found.Reload()
+    assert "test/auroc" in found.Tags()["scalars"]
+    assert {"results/scores", "results/curves", "results/per_kind"} <= set(found.Tags()["images"])
+    assert "_hparams_/session_start_info" in found.summary_metadata, "else the HParams tab is empty"
+    assert yaml.safe_load((trained.folder / "hparams.yaml").read_text())["hidden"] == 16
+    assert len(list(trained.folder.glob("events.*"))) == 1, "one event file: results follow in the one of the training"
+
+
+def test_a_loaded_model_changes_nothing(reported, data, baseline):
+    trained, scores, _ = reported
+    before = {path: path.read_bytes() for path in trained.folder.iterdir()}
+    loaded = load(baseline(seed=7), make_run(trained.run.logs_dir.parent), trained.folder)
+    report(scores, loaded, percentile=50)
+    assert before == {path: path.read_bytes() for path in trained.folder.iterdir()}
+
+
+def test_missing_results_say_what_to_do(tmp_path):
+    with pytest.raises(FileNotFoundError, match="run its notebook to the end"):
+        read_results(tmp_path)
+
+
+def test_json_is_whole_or_not_there(tmp_path):
+    path = tmp_path / "results.json"
+    write_json(path, {"a": 1})
+    with pytest.raises(TypeError):
+        write_json(path, {"a": object()})
+    assert json.loads(path.read_text()) == {"a": 1}
+
+
+def test_spread():
+    assert spread([0.5]) == "0.5000 (1 seed)"
+    assert spread([0.5, 0.7]) == "0.6000 ± 0.1414 (2 seeds)"
