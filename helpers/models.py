@@ -42,9 +42,14 @@ class AnomalyModel(pl.LightningModule):
         self.batch_losses.append(torch.stack([loss.detach().float() for loss in losses.values()]))
 
     def descend(self, optimizer, loss: Tensor) -> None:
-        """One gradient step."""
+        """One gradient step, without Lightning's wrappers around backward() and step().
+
+        They would cost as much as the network itself where that is small, for hooks that nobody uses;
+        what DDP needs before a backward pass is called here.
+        """
         optimizer.zero_grad()
-        self.manual_backward(loss)
+        self.trainer.strategy.pre_backward(loss)
+        loss.backward()
         optimizer.step()
 
     def step_schedulers(self) -> None:
@@ -82,7 +87,7 @@ class OneLossModel(AnomalyModel):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         losses = self.losses(*batch)
-        self.descend(self.optimizers(), self.weighted_sum(losses))
+        self.descend(self.optimizers(use_pl_optimizer=False), self.weighted_sum(losses))
         self.step_schedulers()
         self.remember(losses)
 
@@ -117,7 +122,7 @@ class AdversarialModel(AnomalyModel):
         ]
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        for_generator, for_discriminators = self.optimizers()
+        for_generator, for_discriminators = self.optimizers(use_pl_optimizer=False)
         made = self.generate(*batch)
         found = self.discriminator_losses(*batch, {name: value.detach() for name, value in made.items()})
         self.descend(for_discriminators, self.weighted_sum(found))

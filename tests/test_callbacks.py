@@ -53,7 +53,7 @@ def test_the_film_stays_short_and_evenly_spaced(data):
         watch.spacing = max(watch.spacing, 100)
         watch._film(frame, batch, last=False)
     watch._film(frame, 4950, last=True)
-    gaps = {b - a for a, b in zip(watch.frame_batches[:-1], watch.frame_batches[1:-1], strict=True)}
+    gaps = {b - a for a, b in zip(watch.frame_batches[:-2], watch.frame_batches[1:-1], strict=True)}
     assert len(watch.frames) == len(watch.frame_batches) <= FRAMES
     assert watch.frame_batches[0] == 0
     assert watch.frame_batches[-1] == 4950
@@ -88,3 +88,30 @@ except TrainingError as error:
     assert "previous one is intact" in result.stdout, result.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
     assert torch.load(tmp_path / "last.ckpt", weights_only=True)["w"].sum() == 10
+
+
+def test_long_trainings_validate_about_ten_times(run, data, baseline):
+    trained = fit(baseline(epochs=24), data, run)
+    steps = [event.step // 8 for event in events(trained.folder).Scalars("validation/auroc")]
+    assert steps == [2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24]
+
+
+def test_the_host_reads_the_losses_once_per_window_and_nothing_else(run, data, baseline):
+    """Every .item() or .cpu() in a step would make a GPU wait for the host.  Counted, not timed.
+
+    With SGD, since fused Adam reads its step counters where they are on the CPU (on a GPU the kernel does).
+    """
+    from torch.profiler import ProfilerActivity, profile
+
+    def reads(epochs, folder):
+        from tests.conftest import make_run
+
+        model = baseline(epochs=epochs)
+        model.adam = torch.optim.SGD
+        with profile(activities=[ProfilerActivity.CPU]) as found:
+            fit(model, data, make_run(folder), watch_every=10_000)
+        return sum(event.count for event in found.key_averages() if event.key == "aten::_local_scalar_dense")
+
+    few, many = reads(2, run.logs_dir / "a"), reads(12, run.logs_dir / "b")
+    steps = (12 - 2) * 8
+    assert (many - few) / steps < 0.5, "per step: reading losses and validating, spread over the steps"

@@ -31,7 +31,7 @@ def test_one_loss_model_trains_and_its_schedule_advances_every_batch(run, data):
     before = model.net[1].weight.clone()
     trained = fit(model, data, run)
     assert not torch.equal(model.net[1].weight, before)
-    assert evaluate(model, data).score.shape == (128,)
+    assert evaluate(model, data).score.shape == (len(data.test),)
     rate = trained.model.trainer.optimizers[0].param_groups[0]["lr"]
     assert rate == 1e-2 * 0.5**8
 
@@ -58,7 +58,7 @@ def test_each_adversarial_step_moves_only_its_own_side(data, baseline):
         )
 
     optimizers = model.configure_optimizers()
-    model.optimizers = lambda: optimizers
+    model.optimizers = lambda use_pl_optimizer: optimizers
     model.lr_schedulers = lambda: None
     model.descend = watch
     model.training_step((normal, anomalous), 0)

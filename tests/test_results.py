@@ -8,7 +8,22 @@ from helpers.results import measure, read_results, report, spread, write_json
 from helpers.training import evaluate, fit, load
 from tests.conftest import make_run
 
-KEYS = ["notebook", "dataset", "protocol", "profile", "seed", "device", "epochs", "train_seconds", "images_per_second", "parameters", "threshold", "metrics", "seeds", "versions"]
+KEYS = [
+    "notebook",
+    "dataset",
+    "protocol",
+    "profile",
+    "seed",
+    "device",
+    "epochs",
+    "train_seconds",
+    "images_per_second",
+    "parameters",
+    "threshold",
+    "metrics",
+    "seeds",
+    "versions",
+]
 
 
 @pytest.fixture

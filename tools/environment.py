@@ -30,7 +30,17 @@ def main() -> None:
     _run(str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "uv>=0.5")
     print("installing requirements.lock (about 6 GB on Linux, most of it CUDA)", flush=True)
     lock = str(ROOT / "requirements.lock")
-    _run(str(VENV / "bin" / "uv"), "pip", "install", "--quiet", "--compile-bytecode", "--python", str(python), "--requirement", lock)
+    _run(
+        str(VENV / "bin" / "uv"),
+        "pip",
+        "install",
+        "--quiet",
+        "--compile-bytecode",
+        "--python",
+        str(python),
+        "--requirement",
+        lock,
+    )
     READY.touch()
 
 

@@ -1,0 +1,161 @@
+"""Training and scoring speed, side by side: make bench
+
+From one process and with interleaved repeats, images per second of
+  ours       fit() of this course: logging, checkpoints and reconstructions included
+  plain      a plain PyTorch loop over the same networks and the same resident data; nothing else
+  customary  torchvision data set + DataLoader (2 workers) + the same Lightning module, without any logging
+and the time to score the 10,000 test images.
+"""
+
+import logging
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pytorch_lightning as pl
+import torch
+import yaml
+from torch.utils.data import DataLoader, Subset
+from torchvision import datasets, transforms
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from helpers import runtime  # noqa: E402
+from helpers.data.fashion_mnist import FashionMNISTOneClass, fashion_mnist_root  # noqa: E402
+from helpers.data.loader import to_float  # noqa: E402
+from helpers.training import fit, score_images  # noqa: E402
+from tools.notebooks import definitions  # noqa: E402
+
+REPEATS, EPOCHS = 3, 4
+
+
+def main() -> None:
+    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    device = runtime.best_device()
+    folder = Path(tempfile.mkdtemp(prefix="anomaly-bench-"))
+    run = runtime.Run("bench", "full", 0, device, runtime.best_precision(device), runtime.data_dir(), folder)
+    settings = yaml.safe_load((ROOT / "lightning_logs" / "version_0" / "hparams.yaml").read_text()) | {"epochs": EPOCHS}
+    model = definitions(ROOT / "notebooks" / "01_baseline_gan.ipynb")["BaselineGAN"]
+    data = FashionMNISTOneClass(run, batch_size=settings["batch_size"])
+    print(
+        f"{data.title}; {runtime.device_name(device)}; batch {settings['batch_size']}, {EPOCHS} epochs, {REPEATS} repeats"
+    )
+
+    contenders = {"ours": ours, "plain": plain, "customary": customary}
+    for contender in contenders.values():  # warm up: kernels, caches, imports
+        contender(model, settings | {"epochs": 1}, data, run)
+    found: dict[str, list[float]] = {name: [] for name in contenders}
+    for _ in range(REPEATS):
+        for name, contender in contenders.items():
+            found[name].append(contender(model, settings, data, run))
+    middle = {name: statistics.median(speeds) for name, speeds in found.items()}
+    print("\n| 01 baseline GAN | images/s (median) | all repeats | ours / this |\n|---|---|---|---|")
+    for name, speeds in found.items():
+        each = ", ".join(f"{speed:,.0f}" for speed in speeds)
+        print(f"| {name} | {middle[name]:,.0f} | {each} | {middle['ours'] / middle[name]:.2f} |")
+
+    seconds = []
+    network = model(settings).to(device)
+    for _ in range(REPEATS):
+        start = time.perf_counter()
+        score_images(network, data.test, device)
+        seconds.append(time.perf_counter() - start)
+    print(f"\nscoring {len(data.test):,} test images: {statistics.median(seconds):.2f} s")
+    print(f"peak memory: {runtime.peak_memory_mib(device):,.0f} MiB ({'GPU' if device.type == 'cuda' else 'process'})")
+
+
+def ours(model, settings, data, run) -> float:
+    """Images per second of fit(), everything it does while training included."""
+    run.version = None
+    return fit(model(settings), data, run).history["images_per_second"]
+
+
+def plain(model, settings, data, run) -> float:
+    """The loop one would write by hand, as fast as it goes."""
+    network = model(settings).to(run.device).train()
+    generator, discriminators = network.configure_optimizers()
+    split, device = data.train, run.device
+    images = split.images.to(device)
+    normal, anomalous = (torch.nonzero(split.label == value)[:, 0].to(device) for value in (0, 1))
+    count = len(normal) // data.normals_per_batch
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=run.precision == "bf16-mixed")
+    start = _now(device)
+    for _ in range(settings["epochs"]):
+        first = normal[torch.randperm(len(normal), device=device)]
+        second = anomalous[torch.randperm(len(anomalous), device=device)]
+        for batch in range(count):
+            n = first[batch * data.normals_per_batch : (batch + 1) * data.normals_per_batch]
+            a = second[batch * data.anomalies_per_batch : (batch + 1) * data.anomalies_per_batch]
+            x, y = to_float(images[n]), to_float(images[a])
+            with autocast:
+                made = network.generate(x, y)
+                loss = network.weighted_sum(
+                    network.discriminator_losses(x, y, {k: v.detach() for k, v in made.items()})
+                )
+            discriminators.zero_grad()
+            loss.backward()
+            discriminators.step()
+            network.discriminators.requires_grad_(False)
+            with autocast:
+                loss = network.weighted_sum(network.generator_losses(x, y, made))
+            generator.zero_grad()
+            loss.backward()
+            generator.step()
+            network.discriminators.requires_grad_(True)
+    return settings["epochs"] * count * (data.normals_per_batch + data.anomalies_per_batch) / (_now(device) - start)
+
+
+def customary(model, settings, data, run) -> float:
+    """What most tutorials do: decode and transform image by image in workers, split the batch by label."""
+
+    class Customary(model):
+        def transfer_batch_to_device(self, batch, device, dataloader_idx):
+            images, labels = (part.to(device) for part in batch)
+            return images[labels == 0], images[labels != 0]
+
+    root, _ = fashion_mnist_root(run)
+    transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize(0.5, 0.5)])
+    everything = datasets.FashionMNIST(str(root), train=True, transform=transform)
+    normal = torch.nonzero(everything.targets == 0)[: len(data.train.normal()), 0]
+    others = torch.nonzero(everything.targets != 0)[: len(data.train) - len(normal), 0]
+    chosen = Subset(everything, torch.cat([normal, others]).tolist())
+    size = data.normals_per_batch + data.anomalies_per_batch
+    loader = DataLoader(chosen, batch_size=size, shuffle=True, drop_last=True, num_workers=2)
+    clock = _Clock(run.device)
+    trainer = pl.Trainer(
+        accelerator=run.device.type,
+        devices=1,
+        precision=run.precision,
+        max_epochs=settings["epochs"],
+        logger=False,
+        callbacks=[clock],
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(Customary(settings), loader)
+    return settings["epochs"] * len(loader) * size / clock.seconds
+
+
+class _Clock(pl.Callback):
+    def __init__(self, device):
+        self.device = device
+
+    def on_train_start(self, trainer, model):
+        self.start = _now(self.device)
+
+    def on_train_end(self, trainer, model):
+        self.seconds = _now(self.device) - self.start
+
+
+def _now(device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+if __name__ == "__main__":
+    main()
