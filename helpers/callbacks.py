@@ -173,7 +173,13 @@ class Watch(pl.Callback):
         trainer.logger.experiment.add_image("reconstructions/output", plots.tile(rebuilt), batch)
         self._film(rebuilt, batch, last)
         heading = f"{self.title}; epoch {trainer.current_epoch + (not last)} of {trainer.max_epochs}, batch {batch}"
-        self.live.draw(lambda: plots.reconstructions(to_uint8(self.inputs), rebuilt, self.label, heading), now=last)
+
+        def figure():
+            return plots.reconstructions(to_uint8(self.inputs), rebuilt, self.label, heading)
+
+        self.live.draw(figure, now=last)
+        if last:
+            figure().savefig(Path(trainer.logger.log_dir) / "reconstructions.png")
 
     def _film(self, rebuilt: torch.Tensor, batch: int, last: bool) -> None:
         if batch % self.spacing and not last:

@@ -59,7 +59,7 @@ def _bare(axis) -> None:
 
 
 def tile(images: torch.Tensor, columns: int = 8) -> torch.Tensor:
-    """(N, C, H, W) uint8 images as one (C, H', W') grid, for TensorBoard."""
+    """(N, C, H, W) uint8 images as one (3, H', W') grid, for TensorBoard."""
     from torchvision.utils import make_grid
 
     return make_grid(images.cpu(), nrow=columns, padding=2, pad_value=128)
@@ -92,7 +92,7 @@ def reconstructions(inputs: torch.Tensor, rebuilt: torch.Tensor, label: torch.Te
     for column in range(count):
         _image(axes[0, column], inputs[column])
         _image(axes[1, column], rebuilt[column])
-        axes[2, column].imshow(error[column], cmap=ERROR_MAP, vmin=0, vmax=2)
+        axes[2, column].imshow(error[column].numpy(), cmap=ERROR_MAP, vmin=0, vmax=2)
         _bare(axes[2, column])
         anomalous = bool(label[column])
         axes[0, column].set_title(
@@ -120,7 +120,8 @@ def film_strip(frames: list[torch.Tensor], batches: list[int], title: str) -> Fi
 def score_histogram(scores, limit: float, title: str = "") -> Figure:
     """Scores of normal and anomalous test images, and the threshold from held-out normal images."""
     score, label = np.asarray(scores.score), np.asarray(scores.label)
-    edges = np.linspace(score.min(), np.quantile(score, 0.995), 61)
+    low, high = score.min(), np.quantile(score, 0.995)
+    edges = np.linspace(low, high, 61) if high > low else np.linspace(low - 0.5, low + 0.5, 61)
     clipped = np.clip(score, edges[0], edges[-1])
     figure, ((axis,),) = canvas(3.2)
     for value, name, colour in ((0, "normal", NORMAL), (1, "anomalous", ANOMALOUS)):

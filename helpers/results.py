@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+from pytorch_lightning.utilities import rank_zero_only
 
 from helpers import metrics, plots, runtime
 from helpers.training import RESULTS, Scores, Trained
@@ -46,7 +47,7 @@ def report(
         "seeds": seeds or {},
         "versions": runtime.versions(),
     }
-    if trained.logger is not None:
+    if trained.logger is not None and rank_zero_only.rank == 0:
         _log(scores, trained, values, limit)
         write_json(trained.folder / RESULTS, result)
     return result
@@ -57,7 +58,9 @@ def _log(scores: Scores, trained: Trained, values: dict, limit: float) -> None:
     trained.logger.log_hyperparams(
         dict(trained.model.hparams), {f"test/{name}": value for name, value in values.items()}
     )
-    writer.add_figure("results/scores", plots.score_histogram(scores, limit), step)
+    histogram = plots.score_histogram(scores, limit)
+    histogram.savefig(trained.folder / "scores.png")
+    writer.add_figure("results/scores", histogram, step)
     writer.add_figure("results/curves", plots.roc_and_precision_recall({"this version": scores}, scores.title), step)
     hardest = metrics.per_kind(scores.score, scores.label, scores.kind, scores.kinds)
     writer.add_figure("results/per_kind", plots.bars(hardest, scores.title, "AUROC"), step)

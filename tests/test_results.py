@@ -50,6 +50,7 @@ def test_tensorboard_gets_metrics_figures_and_hyperparameters(reported):
     found.Reload()
     assert "test/auroc" in found.Tags()["scalars"]
     assert {"results/scores", "results/curves", "results/per_kind"} <= set(found.Tags()["images"])
+    assert {"scores.png", "reconstructions.png"} <= {path.name for path in trained.folder.iterdir()}
     assert "_hparams_/session_start_info" in found.summary_metadata, "else the HParams tab is empty"
     assert yaml.safe_load((trained.folder / "hparams.yaml").read_text())["hidden"] == 16
     assert len(list(trained.folder.glob("events.*"))) == 1, "one event file: results follow in the one of the training"

@@ -1,0 +1,1 @@
+"""Data sets, downloads, embedded samples and device-resident batches."""

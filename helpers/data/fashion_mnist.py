@@ -1,0 +1,173 @@
+"""Fashion-MNIST with one class normal and the nine others anomalous."""
+
+import os
+import gzip
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import torch
+from torchvision import datasets
+
+from helpers.data import samples
+from helpers.data.download import DamagedFile, DataError, download, make_folder, verify
+from helpers.data.loader import Augment, OneClassData, Split
+from helpers.runtime import Run, data_mode, show_path
+
+CLASSES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
+# file: (MD5 of the .gz, bytes once unpacked)
+FILES = {
+    "train-images-idx3-ubyte": ("8d4fb7e6c68d591d4c3dfef9ec88bf0d", 47_040_016),
+    "train-labels-idx1-ubyte": ("25c81989df183df01b3e8a0aad5dffbe", 60_008),
+    "t10k-images-idx3-ubyte": ("bef4ecab320f06d8554ea6380940ec79", 7_840_016),
+    "t10k-labels-idx1-ubyte": ("bb300cfdad3c16e7a12a480ee83cd310", 10_008),
+}
+MIRRORS = (
+    "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion/",
+    "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
+)
+
+
+class FashionMNISTOneClass(OneClassData):
+    """One class of Fashion-MNIST is normal (label 0), the nine others are anomalous (label 1).
+
+    run: gives device and data folder.
+    normal_class: 0 to 9, or a name from ``CLASSES``.
+    anomaly_fraction: gamma, the share of labelled anomalies in the training set, in [0, 1):
+        0 is one-class (no labels), 0.5 is balanced.  They are drawn from the nine classes at random.
+    batch_size: images in a batch; round(gamma * batch_size), at least one if gamma > 0, are anomalous.
+    held_out: share of the normal training images kept for validation and thresholds, with as many anomalous ones.
+    limit: at most so many images of each label in each split (smoke runs).
+
+    Raises ValueError for settings that cannot be met, DataError for missing or broken files.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        normal_class: int | str = 0,
+        anomaly_fraction: float = 0.5,
+        batch_size: int = 128,
+        seed: int = 0,
+        augment: Augment | None = None,
+        held_out: float = 0.1,
+        limit: int | None = None,
+    ):
+        normal_class = _class_index(normal_class)
+        if not 0 <= anomaly_fraction < 1:
+            raise ValueError(
+                f"anomaly_fraction is the share of anomalies in the training set and must be in [0, 1): got {anomaly_fraction}"
+            )
+        anomalies_per_batch = max(1, round(anomaly_fraction * batch_size)) if anomaly_fraction else 0
+        if anomalies_per_batch >= batch_size:
+            raise ValueError(f"a batch of {batch_size} with {anomaly_fraction:.0%} anomalies has no place for a normal image")
+        super().__init__(run.device, batch_size, anomalies_per_batch, seed, augment)
+        root, self.is_sample = fashion_mnist_root(run)
+        self.kinds = tuple(str(digit) for digit in range(10)) if self.is_sample else CLASSES
+        self.dataset = "SAMPLE DATA (handwritten digits)" if self.is_sample else "Fashion-MNIST"
+        labels = f"{anomaly_fraction:.0%} labelled anomalies" if anomaly_fraction else "one-class (no labels)"
+        self.protocol = f"{self.kinds[normal_class]} normal, {labels}"
+
+        generator = torch.Generator().manual_seed(seed)
+        images, kind = _read(root, train=True)
+        normal, anomalous = (
+            chosen[torch.randperm(len(chosen), generator=generator)]
+            for chosen in (torch.nonzero(kind == normal_class)[:, 0], torch.nonzero(kind != normal_class)[:, 0])
+        )
+        kept = round(held_out * len(normal))  # as many anomalous images, to watch
+        validation = torch.cat([normal[:kept][:limit], anomalous[:kept][:limit]])
+        normal, anomalous = normal[kept:][:limit], anomalous[kept:]
+        wanted = round(anomaly_fraction / (1 - anomaly_fraction) * len(normal))
+        if wanted > len(anomalous):
+            raise ValueError(
+                f"anomaly_fraction {anomaly_fraction} asks for {wanted:,} labelled anomalies beside {len(normal):,} "
+                f"normal images, but only {len(anomalous):,} exist"
+            )
+        label = (kind != normal_class).long()
+        everything = Split(images, label, kind)
+        self.validation = everything.pick(validation)
+        self.train = everything.pick(torch.cat([normal, anomalous[: max(wanted, anomalies_per_batch > 0)][:limit]]))
+        images, kind = _read(root, train=False)
+        test = Split(images, (kind != normal_class).long(), kind)
+        self.test = test if limit is None else test.first_of_each(limit)
+
+
+def fashion_mnist_root(run: Run) -> tuple[Path, bool]:
+    """The folder to give torchvision, and whether it holds the embedded sample instead of the real data.
+
+    Follows ``AD_DATA``: ``auto`` tries the files at hand, then the mirrors, then says loudly that it
+    uses the sample; ``real`` raises DataError instead; ``sample`` never looks for the real files.
+    """
+    mode = data_mode(run.profile)
+    if mode != "sample":
+        try:
+            return _real(run.data_dir), False
+        except DamagedFile:  # a mistake to mend, not a reason for another data set
+            raise
+        except DataError as error:
+            if mode == "real":
+                raise
+            print(_no_data_banner(run, error))
+    parent = Path(tempfile.gettempdir()) / f"anomaly-samples-{os.getuid()}" if run.profile == "smoke" else run.data_dir / "sample"
+    raw = samples.digits_as_fashion_mnist(make_folder(parent) / "FashionMNIST" / "raw")
+    for name in FILES:
+        _unpack(raw / f"{name}.gz")
+    return parent, True
+
+
+def _real(data_dir: Path) -> Path:
+    raw = _raw(data_dir)
+    for name, (md5, size) in FILES.items():
+        unpacked, packed = raw / name, raw / f"{name}.gz"
+        if unpacked.exists() and unpacked.stat().st_size == size:
+            continue
+        if packed.exists():
+            verify(packed, md5)
+        else:
+            download([mirror + packed.name for mirror in MIRRORS], packed, md5)
+        _unpack(packed, again=True)
+    return data_dir
+
+
+def _raw(data_dir: Path) -> Path:
+    return data_dir / "FashionMNIST" / "raw"
+
+
+def _unpack(packed: Path, again: bool = False) -> None:
+    """Unpack beside the .gz; the final name appears only when all of it is written."""
+    target = packed.with_suffix("")
+    if target.exists() and not again:
+        return
+    make_folder(packed.parent)
+    unfinished = target.with_name(f"{target.name}.{os.getpid()}.part")
+    try:
+        with gzip.open(packed, "rb") as source, open(unfinished, "wb") as sink:
+            shutil.copyfileobj(source, sink, 1 << 20)
+        unfinished.replace(target)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _read(root: Path, train: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """(N, 1, 28, 28) uint8 images and (N,) class indices."""
+    split = datasets.FashionMNIST(str(root), train=train)
+    return split.data.unsqueeze(1), split.targets
+
+
+def _class_index(name: int | str) -> int:
+    if name in CLASSES:
+        return CLASSES.index(name)
+    if isinstance(name, int) and not isinstance(name, bool) and 0 <= name < len(CLASSES):
+        return name
+    choices = ", ".join(f"{index} {label}" for index, label in enumerate(CLASSES))
+    raise ValueError(f"unknown class {name!r}: choose one of {choices}")
+
+
+def _no_data_banner(run: Run, error: DataError) -> str:
+    line = "!" * 96
+    return (
+        f"{line}\n!!  REAL DATA NOT FOUND: running on EMBEDDED SAMPLE DATA (handwritten digits). Numbers mean nothing.\n"
+        f"!!  Put the four .gz files of Fashion-MNIST into {show_path(_raw(run.data_dir))}, or set AD_DATA_DIR.\n"
+        f"{line}\nreason: {error}"
+    )
