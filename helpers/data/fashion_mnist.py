@@ -1,6 +1,5 @@
 """Fashion-MNIST with one class normal and the nine others anomalous."""
 
-import os
 import gzip
 import os
 import shutil
