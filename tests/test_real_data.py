@@ -1,6 +1,11 @@
 """Short, seeded trainings on the real images, with bounds that a broken model cannot meet."""
 
+import json
+import time
+
+import nbformat
 import pytest
+from nbclient import NotebookClient
 
 from helpers import metrics
 from helpers.data.fashion_mnist import FILES, FashionMNISTOneClass
@@ -33,8 +38,6 @@ def test_baseline_gan_in_two_epochs(real, baseline):
 
 
 def test_the_committed_weights_give_the_committed_result(real, baseline):
-    import json
-
     folder = ROOT / "lightning_logs" / "version_0"
     results = json.loads((folder / "results.json").read_text())
     data = FashionMNISTOneClass(real, anomaly_fraction=0.5, seed=results["seed"])
@@ -43,3 +46,24 @@ def test_the_committed_weights_give_the_committed_result(real, baseline):
     assert metrics.auroc(scores.score, scores.label) == pytest.approx(results["metrics"]["auroc"], abs=1e-4)
     assert metrics.threshold(scores.validation) == pytest.approx(results["threshold"], rel=1e-3)
     assert results["metrics"]["auroc"] > 0.93
+
+
+def test_one_switch_shows_the_reference_without_training(real, monkeypatch, tmp_path):
+    """TRAIN = False: every figure of the reference in about a minute, and nothing written."""
+    monkeypatch.setenv("AD_LOGS_DIR", str(tmp_path / "logs"))
+    monkeypatch.setenv("AD_PROFILE", "quick")
+    path = ROOT / "notebooks" / "01_baseline_gan.ipynb"
+    book = nbformat.read(path, as_version=4)
+    (switch,) = [cell for cell in book.cells if "TRAIN = True" in cell.source]
+    switch.source = switch.source.replace("TRAIN = True", "TRAIN = False")
+    start = time.monotonic()
+    NotebookClient(
+        book, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}}
+    ).execute()
+    print(f"{time.monotonic() - start:.0f} s")
+    results = json.loads((ROOT / "lightning_logs" / "version_0" / "results.json").read_text())
+    printed = "".join(output.get("text", "") for cell in book.cells for output in cell.get("outputs", []))
+    assert f"auroc              {results['metrics']['auroc']:.4f}" in printed
+    assert "(3 seeds)" in printed
+    assert "loaded from lightning_logs/version_0" in printed
+    assert not (tmp_path / "logs").exists()
