@@ -189,11 +189,15 @@ def scalars(folder: Path, prefix: str) -> dict[str, tuple[list[int], list[float]
 
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0, "images": 1})
     events.Reload()
-    tags = [tag for tag in events.Tags()["scalars"] if tag.startswith(prefix)]
-    return {
-        tag.removeprefix(prefix): ([e.step for e in events.Scalars(tag)], [e.value for e in events.Scalars(tag)])
-        for tag in tags
-    }
+    found = {}
+    for tag in events.Tags()["scalars"]:
+        if tag.startswith(prefix):
+            # where a resumed training went over a batch again, its later value counts
+            values = {
+                event.step: event.value for event in sorted(events.Scalars(tag), key=lambda event: event.wall_time)
+            }
+            found[tag.removeprefix(prefix)] = (sorted(values), [values[step] for step in sorted(values)])
+    return found
 
 
 def curves(folder: Path, prefix: str, title: str, chance: float | None = None) -> Figure:

@@ -61,8 +61,13 @@ def fit(
     devices, strategy, num_nodes: as for Lightning's Trainer; under torchrun they follow its environment.
     watch_every, checkpoint_every: in batches.
 
-    Raises TrainingError if a loss is not finite, a checkpoint cannot be written, or the folder exists.
+    Raises TrainingError if a loss is not finite, a checkpoint cannot be written, or the folder exists;
+    ValueError for a strategy that trains in copies of this process.
     """
+    if any(kind in str(strategy) for kind in ("spawn", "fork", "notebook")):
+        raise ValueError(
+            f"strategy {strategy!r} trains in copies of this process, whose records are lost: use torchrun (README)"
+        )
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # no hardware advertisements between figures
     settings = dict(model.hparams) | {
         "notebook": run.notebook,
@@ -77,7 +82,8 @@ def fit(
     several = devices not in (1, "auto") or num_nodes > 1
     if isinstance(model, AdversarialModel) and several and strategy in ("auto", "ddp"):
         strategy = "ddp_find_unused_parameters_true"  # each of the two backward passes reaches half of the weights
-    loader, logger = data.train_dataloader(), _Logger(folder)
+    last = folder / LAST
+    loader, logger = data.train_dataloader(), _Logger(folder, _batches_in(last))
     record, watch = Record(data), Watch(data, every=watch_every)
     trainer = pl.Trainer(
         accelerator=run.device.type,
@@ -96,7 +102,6 @@ def fit(
         enable_model_summary=False,
         benchmark=True,
     )
-    last = folder / LAST
     trainer.fit(model, train_dataloaders=loader, ckpt_path=last if last.exists() else None, weights_only=True)
     model.to(run.device)  # Lightning moves it to the CPU when it tears down
     history = record.summary() | {
@@ -174,12 +179,21 @@ def evaluate(model: AnomalyModel, data: OneClassData) -> Scores:
 class _Logger(TensorBoardLogger):
     """Writes straight into ``folder`` and stays open after training, for ``report``."""
 
-    def __init__(self, folder: Path):
-        super().__init__(save_dir=str(folder.parent), name="", version=folder.name, default_hp_metric=False)
+    def __init__(self, folder: Path, batches: int | None):
+        # TensorBoard then hides what an interrupted process logged after its last checkpoint
+        purge = None if batches is None else batches + 1
+        super().__init__(str(folder.parent), name="", version=folder.name, default_hp_metric=False, purge_step=purge)
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
         self.experiment.flush()
+
+
+def _batches_in(checkpoint: Path) -> int | None:
+    """How many batches a full checkpoint has behind it; None if there is no checkpoint."""
+    if not checkpoint.exists():
+        return None
+    return torch.load(checkpoint, weights_only=True)["callbacks"]["Record"]["batches"]
 
 
 def _torchrun(devices: int | str, num_nodes: int) -> tuple[int | str, int]:
@@ -219,13 +233,17 @@ def _prepare(folder: Path, settings: dict, resume: bool) -> None:
     save_hparams_to_yaml(folder / "hparams.yaml", settings)
 
 
-def _from_process_0(value):
-    """Process 0's value in every process that torchrun started; Lightning then finds the group made."""
-    if "TORCHELASTIC_RUN_ID" not in os.environ or os.environ["WORLD_SIZE"] == "1":
-        return value
+def _from_process_0(value: Path | None) -> Path:
+    """Process 0's folder in every process of this training."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        # Lightning may start further processes of a script itself: they inherit the environment
+        if value is not None:
+            os.environ["AD_RUN_FOLDER"] = str(value)
+        return Path(os.environ["AD_RUN_FOLDER"])
     if not torch.distributed.is_initialized():
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        # Lightning then finds the group made
         torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     box = [value]
     torch.distributed.broadcast_object_list(box, src=0)

@@ -200,17 +200,10 @@ def test_training_learns(run, baseline):
 
 
 @pytest.mark.timeout(600)
-def test_two_processes_train_and_score_each_image_once(tmp_path, baseline):
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node=2",
-        str(SCRIPT),
-        "ddp",
-        str(tmp_path),
-    ]
+@pytest.mark.parametrize("kind", ["torchrun", "lightning"])
+def test_two_processes_train_and_score_each_image_once(tmp_path, kind):
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"] if kind == "torchrun" else []
+    command = [sys.executable, *torchrun, str(SCRIPT), kind, str(tmp_path)]
     process = subprocess.run(command, env=ENVIRONMENT | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
     assert process.returncode == 0, process.stderr[-3000:]
     first, second = (torch.load(tmp_path / f"rank_{rank}.pt", weights_only=True) for rank in (0, 1))
@@ -224,3 +217,8 @@ def test_two_processes_train_and_score_each_image_once(tmp_path, baseline):
     assert len(first["score"]) == len(data.test)
     np.testing.assert_allclose(first["score"], evaluate(alone.model, data).score, rtol=1e-6)
     assert alone.history["images"] == 4 * (64 // 8 // 2) * 16 * 2
+
+
+def test_strategies_that_copy_the_process_are_refused(run, data, baseline):
+    with pytest.raises(ValueError, match="ddp_notebook.*torchrun"):
+        fit(baseline(), data, run, devices=2, strategy="ddp_notebook")

@@ -45,11 +45,11 @@ if __name__ == "__main__":
         fit(model, data, run, checkpoint_every=CHECKPOINT_EVERY)
     else:
         run, model, data = objects(folder)
-        trained = fit(model, data, run)
+        trained = fit(model, data, run) if kind == "torchrun" else fit(model, data, run, devices=2, strategy="ddp")
         scores = evaluate(trained.model, data)
         found = {
             "score": torch.from_numpy(scores.score),
             "folder": str(trained.folder),
             "devices": trained.history["devices"],
         }
-        torch.save(found, folder / f"rank_{os.environ['RANK']}.pt")
+        torch.save(found, folder / f"rank_{torch.distributed.get_rank()}.pt")

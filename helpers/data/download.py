@@ -45,9 +45,7 @@ def make_folder(folder: Path) -> Path:
     """Create ``folder``; DataError that names it and AD_DATA_DIR if it cannot be written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".write-test"
-        probe.touch()
-        probe.unlink()
+        tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise DataError(
             f"cannot write to the data folder {folder} ({error.strerror}): "
