@@ -23,7 +23,7 @@ lab: $(READY)  ## open the notebooks in JupyterLab
 	@$(BIN)/jupyter lab --notebook-dir=notebooks
 
 tensorboard: $(READY)  ## compare all versions in TensorBoard
-	@$(BIN)/tensorboard --logdir $${AD_LOGS_DIR:-lightning_logs}
+	@$(BIN)/tensorboard --logdir "$${AD_LOGS_DIR:-lightning_logs}"
 
 reference: $(READY)  ## full training on real data into the committed versions; one of them: make reference NB=01
 	@$(BIN)/python tools/run.py --reference $(NB)

@@ -15,7 +15,7 @@ NEEDED = ("torch", "torchvision", "pytorch-lightning", "matplotlib", "scikit-lea
 def missing() -> list[str]:
     """The requirement lines of ``NEEDED`` that are not installed, in any version."""
     lines = [line.strip() for line in REQUIREMENTS.read_text().splitlines() if line.strip() and line[0] != "#"]
-    by_name = {re.split(r"[<>=!~\[; ]", line)[0]: line for line in lines}
+    by_name = {_name(line): line for line in lines}
     return [by_name[name] for name in NEEDED if not _installed(name)]
 
 
@@ -28,10 +28,13 @@ def install_missing() -> None:
     wanted = missing()
     if not wanted:
         return
-    pins = {f"{dist.name}=={dist.version}" for dist in distributions() if dist.name and "+" not in dist.version}
+    pins: dict[str, str] = {}
+    for dist in distributions():
+        if dist.name:  # of a package found twice, the first on sys.path is the one that is imported
+            pins.setdefault(re.sub(r"[-_.]+", "-", dist.name).lower(), dist.version)
     with tempfile.TemporaryDirectory() as folder:
         constraints = Path(folder) / "installed.txt"
-        constraints.write_text("\n".join(sorted(pins)))
+        constraints.write_text("\n".join(f"{name}=={number}" for name, number in sorted(pins.items())))
         command = [sys.executable, "-m", "pip", "install", "--quiet", "--constraint", str(constraints), *wanted]
         result = subprocess.run(command, capture_output=True, text=True)
     if result.returncode:
@@ -39,7 +42,11 @@ def install_missing() -> None:
         raise RuntimeError(
             f"could not add {', '.join(wanted)} without changing installed packages:\n" + "\n".join(reason)
         )
-    print("added:", ", ".join(f"{name} {version(name)}" for name in NEEDED if any(w.startswith(name) for w in wanted)))
+    print("added:", ", ".join(f"{name} {version(name)}" for name in map(_name, wanted)))
+
+
+def _name(requirement: str) -> str:
+    return re.split(r"[<>=!~\[; ]", requirement)[0]
 
 
 def _installed(name: str) -> bool:

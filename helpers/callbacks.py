@@ -51,6 +51,15 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             ) from error
 
 
+def check_finite(model: torch.nn.Module) -> None:
+    """Raise TrainingError if a weight is not finite: such a model must not replace a good checkpoint."""
+    bad = [name for name, weights in model.named_parameters() if not torch.isfinite(weights).all()]
+    if bad:
+        raise TrainingError(
+            f"the weights of {bad[0]} are no longer finite: training stopped; try a smaller learning rate"
+        )
+
+
 class Record(pl.Callback):
     """Every loss under its name, the speed, and about ten times the scores of the held-out images.
 
@@ -70,6 +79,7 @@ class Record(pl.Callback):
         self.seconds, self.batches = state["seconds"], state["batches"]
 
     def on_train_start(self, trainer, model) -> None:
+        model.batch_losses.clear()  # of an earlier fit that was stopped
         self.world = trainer.world_size
         self.clock = time.perf_counter()
 
@@ -106,10 +116,11 @@ class Record(pl.Callback):
         bad = torch.nonzero(~torch.isfinite(values))
         if len(bad):
             batch, column = bad[0].tolist()
+            kept = (Path(trainer.logger.log_dir) / "last.ckpt").exists()
             raise TrainingError(
                 f"loss {model.loss_names[column]!r} became {values[batch, column]:g} at batch {first + batch} "
-                f"(epoch {trainer.current_epoch}): training stopped. The last good checkpoint stays in "
-                f"{Path(trainer.log_dir).name}; try a smaller learning rate"
+                f"(epoch {trainer.current_epoch}): training stopped. "
+                f"{'The last good checkpoint stays' if kept else 'There is no checkpoint yet'}; try a smaller learning rate"
             )
         if trainer.is_global_zero:
             for name, mean in zip(model.loss_names, values.mean(0).tolist(), strict=True):
@@ -201,7 +212,11 @@ class Watch(pl.Callback):
 
 
 class Keep(pl.Callback):
-    """A full checkpoint (optimisers, position, random states) every ``every`` batches, the newest kept."""
+    """A full checkpoint (optimisers, position, random states) every ``every`` batches, the newest kept.
+
+    A resumed training repeats the uninterrupted one exactly on one process; several processes go on
+    with new random numbers.
+    """
 
     def __init__(self, path: Path, every: int, record: Record):
         self.path, self.every, self.record = path, every, record
@@ -211,7 +226,7 @@ class Keep(pl.Callback):
         _, keys, position, has_gauss, gauss = np.random.get_state()
         return {
             "torch": torch.get_rng_state(),
-            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
             "numpy": (torch.from_numpy(keys.astype(np.int64)), position, has_gauss, gauss),
             "python": random.getstate(),
         }
@@ -222,13 +237,16 @@ class Keep(pl.Callback):
     def on_train_start(self, trainer, model) -> None:
         if self.restored:
             torch.set_rng_state(self.restored["torch"].cpu())
-            if self.restored["cuda"]:
-                torch.cuda.set_rng_state_all([state.cpu() for state in self.restored["cuda"]])
+            if self.restored["cuda"] is not None and torch.cuda.is_available():
+                torch.cuda.set_rng_state(self.restored["cuda"].cpu())
             keys, position, has_gauss, gauss = self.restored["numpy"]
             np.random.set_state(("MT19937", keys.cpu().numpy().astype(np.uint32), position, has_gauss, gauss))
             random.setstate(self.restored["python"])
+        if trainer.world_size > 1:  # else every process would draw the same augmentation
+            torch.manual_seed(torch.initial_seed() + trainer.global_rank + trainer.current_epoch * trainer.world_size)
 
     def on_train_batch_end(self, trainer, model, outputs, batch, batch_idx) -> None:
         if (trainer.fit_loop.total_batch_idx + 1) % self.every == 0:
             self.record.read(trainer, model)  # refuses to go on with a loss that is not finite
+            check_finite(model)
             trainer.save_checkpoint(self.path)

@@ -143,9 +143,9 @@ def score_images(model: AnomalyModel, split: Split, device: torch.device) -> np.
     model.eval()
     with torch.inference_mode():
         chunks = split.images.split(SCORING_BATCH)[rank::world]
-        mine = [model.anomaly_score(to_float(chunk, device)).double() for chunk in chunks]
+        mine = [model.anomaly_score(to_float(chunk, device)) for chunk in chunks]
     model.train(was_training)
-    mine = [scores.cpu() for scores in mine]
+    mine = [scores.cpu().double() for scores in mine]
     if not distributed:
         return torch.cat(mine).numpy()
     everyone: list = [None] * world

@@ -1,8 +1,10 @@
 """fit, load and evaluate: Lightning's Trainer around a model, a TensorBoard version, a resume."""
 
+import hashlib
 import logging
 import os
 import re
+import tempfile
 import time
 import warnings
 from dataclasses import dataclass, field
@@ -12,12 +14,13 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 import yaml
+from filelock import FileLock, Timeout  # comes with torch
 from pytorch_lightning.core.saving import save_hparams_to_yaml
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_only
 
 from helpers import runtime
-from helpers.callbacks import AtomicCheckpointIO, Keep, Record, TrainingError, Watch
+from helpers.callbacks import AtomicCheckpointIO, Keep, Record, TrainingError, Watch, check_finite
 from helpers.data.loader import OneClassData
 from helpers.models import AdversarialModel, AnomalyModel, score_images
 
@@ -36,7 +39,7 @@ class Trained:
     folder: Path
     run: runtime.Run
     history: dict = field(default_factory=dict)
-    logger: TensorBoardLogger | None = None  # None if it was loaded: then nothing is written
+    logger: TensorBoardLogger | None = None  # None if it was loaded and has its results: nothing is written
 
 
 def fit(
@@ -71,19 +74,29 @@ def fit(
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # no hardware advertisements between figures
     settings = dict(model.hparams) | {
         "notebook": run.notebook,
+        "model": type(model).__name__,
         "profile": run.profile,
         "dataset": data.dataset,
         "protocol": data.protocol,
     }
+    if model.hparams.epochs < 1:
+        raise ValueError(f"epochs must be at least 1: got {model.hparams.epochs}")
+    loader = data.train_dataloader()  # before anything is written: it refuses sizes that cannot be
     folder = _folder(run, label, settings, resume)
     if resume and (folder / CHECKPOINT).exists():
-        return load(model, run, folder)
+        print(f"already trained: {runtime.show_path(folder)} is loaded")
+        done = load(model, run, folder)
+        if not (folder / RESULTS).exists():  # interrupted before its report, which may still be written
+            done.logger = _Logger(folder, None)
+        return done
     devices, num_nodes = _torchrun(devices, num_nodes)
     several = devices not in (1, "auto") or num_nodes > 1
     if isinstance(model, AdversarialModel) and several and strategy in ("auto", "ddp"):
         strategy = "ddp_find_unused_parameters_true"  # each of the two backward passes reaches half of the weights
     last = folder / LAST
-    loader, logger = data.train_dataloader(), _Logger(folder, _batches_in(last))
+    if last.exists():
+        print(f"continuing {runtime.show_path(folder)} after batch {_batches_in(last)}")
+    logger = _Logger(folder, _batches_in(last))
     record, watch = Record(data), Watch(data, every=watch_every)
     trainer = pl.Trainer(
         accelerator=run.device.type,
@@ -117,6 +130,7 @@ def fit(
         "frame_batches": watch.frame_batches,
     }
     model.history = history
+    check_finite(model)
     trainer.save_checkpoint(folder / CHECKPOINT, weights_only=True)
     if trainer.is_global_zero:
         last.unlink(missing_ok=True)  # the finished model replaces it
@@ -131,7 +145,7 @@ def load(model: AnomalyModel, run: runtime.Run, folder: Path) -> Trained:
     path = Path(folder) / CHECKPOINT
     if not path.exists():
         raise TrainingError(f"no checkpoint at {runtime.show_path(path)}: train first, or name a finished version")
-    checkpoint = torch.load(path, map_location=run.device, weights_only=True)
+    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     found, wanted = checkpoint.get("model_class", "unknown model"), type(model).__name__
     if found != wanted:
         raise TrainingError(f"{runtime.show_path(path)} holds a {found}, not a {wanted}")
@@ -193,7 +207,7 @@ def _batches_in(checkpoint: Path) -> int | None:
     """How many batches a full checkpoint has behind it; None if there is no checkpoint."""
     if not checkpoint.exists():
         return None
-    return torch.load(checkpoint, weights_only=True)["callbacks"]["Record"]["batches"]
+    return torch.load(checkpoint, map_location="cpu", weights_only=True)["callbacks"]["Record"]["batches"]
 
 
 def _torchrun(devices: int | str, num_nodes: int) -> tuple[int | str, int]:
@@ -209,7 +223,7 @@ def _folder(run: runtime.Run, label: str, settings: dict, resume: bool) -> Path:
     if label and re.fullmatch(r"[\w-]+", label) is None:
         raise ValueError(f"a label is letters, digits, _ and -: got {label!r}")
     if rank_zero_only.rank == 0:
-        if run.version is None and resume:
+        if run.version is None and resume and "AD_VERSION" not in os.environ:
             run.version = _unfinished(run, label, settings)
         if run.version is None:
             run.version = _claim(run.logs_dir)
@@ -229,8 +243,11 @@ def _prepare(folder: Path, settings: dict, resume: bool) -> None:
             raise TrainingError(
                 f"{runtime.show_path(folder)} was started with other settings: it cannot be resumed with these"
             )
-    folder.mkdir(parents=True, exist_ok=True)
-    save_hparams_to_yaml(folder / "hparams.yaml", settings)
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+        unfinished = folder / "hparams.part.yaml"
+        save_hparams_to_yaml(unfinished, settings)
+        unfinished.replace(folder / "hparams.yaml")
 
 
 def _from_process_0(value: Path | None) -> Path:
@@ -239,6 +256,8 @@ def _from_process_0(value: Path | None) -> Path:
         # Lightning may start further processes of a script itself: they inherit the environment
         if value is not None:
             os.environ["AD_RUN_FOLDER"] = str(value)
+        if "AD_RUN_FOLDER" not in os.environ:
+            raise ValueError("several processes, but not started by torchrun or by Lightning: use torchrun (README)")
         return Path(os.environ["AD_RUN_FOLDER"])
     if not torch.distributed.is_initialized():
         if torch.cuda.is_available():
@@ -253,6 +272,8 @@ def _from_process_0(value: Path | None) -> Path:
 def _claim(logs_dir: Path) -> Path:
     """Create the next free ``version_N`` (or the one named by ``AD_VERSION``, which must not exist)."""
     named = os.environ.get("AD_VERSION")
+    if named is not None and not named.isdigit():
+        raise ValueError(f"AD_VERSION is the number of a version: got {named!r}")
     if named is None:
         taken = [int(path.name[8:]) for path in logs_dir.glob("version_*") if path.name[8:].isdigit()]
         number = max([REFERENCE_VERSIONS - 1, *taken]) + 1
@@ -271,14 +292,31 @@ def _claim(logs_dir: Path) -> Path:
         raise TrainingError(
             f"cannot write to the log folder {logs_dir} ({error.strerror}): set AD_LOGS_DIR to a writable folder"
         ) from error
+    _is_ours(folder)
     return folder
+
+
+_LOCKS: dict[Path, FileLock] = {}  # held until this process ends
+
+
+def _is_ours(version: Path) -> bool:
+    """Whether no other living process trains into this version (a second kernel with the same notebook, say)."""
+    if version not in _LOCKS:
+        name = hashlib.md5(str(version).encode(), usedforsecurity=False).hexdigest()
+        lock = FileLock(Path(tempfile.gettempdir()) / f"anomaly-version-{os.getuid()}-{name}.lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            return False
+        _LOCKS[version] = lock
+    return True
 
 
 def _unfinished(run: runtime.Run, label: str, settings: dict) -> Path | None:
     """The newest version without results whose training ``label`` has these settings."""
     versions = [path for path in run.logs_dir.glob("version_*") if path.name[8:].isdigit()]
     for version in sorted(versions, key=lambda path: int(path.name[8:]), reverse=True):
-        if not (version / RESULTS).exists() and _hparams(version / label) == settings:
+        if not (version / RESULTS).exists() and _hparams(version / label) == settings and _is_ours(version):
             return version
     return None
 

@@ -121,6 +121,16 @@ def test_missing_packages_are_added_and_installed_ones_never_upgraded(environmen
     assert (now["shared"], now["modest"]) == ("1.0", "1.0"), "shared is older than we ask for, and must stay so"
 
 
+def test_local_versions_are_pinned_too(environment, tmp_path):
+    """Colab's torch is 2.x+cu128: the one package that must not move."""
+    info = next((tmp_path / "env").glob("lib/*/site-packages/shared-1.0.dist-info"))
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: shared\nVersion: 1.0+cu128\n")
+    result, now = environment("greedy")
+    assert result.returncode != 0
+    assert now["shared"] == "1.0+cu128"
+    assert environment("modest")[0].returncode == 0
+
+
 def test_a_package_that_needs_an_upgrade_is_refused(environment):
     result, now = environment("greedy")
     assert result.returncode != 0

@@ -66,9 +66,10 @@ def test_a_finished_training_is_loaded_and_reported_runs_are_left_alone(run, dat
     untrained = baseline(lr=1e-3)
     second = fit(untrained, data, again, resume=True)
     assert second.folder == first.folder
-    assert second.logger is None, "nothing was trained, so nothing is to be written"
+    assert second.logger is not None, "interrupted before its report: that can still be written"
     assert torch.equal(untrained.generator.encoder[1].weight, first.model.generator.encoder[1].weight)
-    report(evaluate(first.model, data), first)
+    report(evaluate(untrained, data), second)
+    assert (first.folder / "results.json").exists()
     third = fit(baseline(), data, make_run(run.logs_dir.parent), resume=True)
     assert third.folder != first.folder, "a version with results is finished: a new run takes the next one"
 
@@ -222,3 +223,51 @@ def test_two_processes_train_and_score_each_image_once(tmp_path, kind):
 def test_strategies_that_copy_the_process_are_refused(run, data, baseline):
     with pytest.raises(ValueError, match="ddp_notebook.*torchrun"):
         fit(baseline(), data, run, devices=2, strategy="ddp_notebook")
+
+
+def test_weights_that_are_not_finite_never_replace_a_good_checkpoint(run, data, baseline):
+    """A finite loss with an infinite gradient: seen in the weights before the losses show it."""
+    model = baseline(epochs=4)
+    step, batch = model.step_schedulers, iter(range(100))
+
+    def poison():
+        if next(batch) == 9:  # the last batch before the second checkpoint
+            model.generator.encoder[1].weight.data[0, 0] = float("inf")
+        step()
+
+    model.step_schedulers = poison
+    with pytest.raises(TrainingError, match=r"encoder.1.weight are no longer finite"):
+        fit(model, data, run, checkpoint_every=5)
+    kept = torch.load(run.version / "last.ckpt", weights_only=True)["state_dict"]
+    assert all(torch.isfinite(value).all() for value in kept.values())
+
+
+def test_impossible_sizes_leave_no_folder(run, data, baseline):
+    data.normals_per_batch = 1000
+    with pytest.raises(ValueError, match="larger than the training set"):
+        fit(baseline(), data, run)
+    with pytest.raises(ValueError, match="epochs must be at least 1"):
+        fit(baseline(epochs=0), data, run)
+    assert not run.logs_dir.exists()
+
+
+def test_a_version_that_another_process_trains_is_not_resumed(run, data, baseline):
+    """Two kernels with the same notebook: the second must not write into the first one's folder."""
+    mine = fit(baseline(), data, run).folder
+    code = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
+        "from pathlib import Path; from helpers import training\n"
+        f"version = Path({str(mine)!r})\n"
+        "settings = training._hparams(version)\n"
+        f"run = training.runtime.Run('01_baseline_gan', 'smoke', 0, None, '', None, version.parent)\n"
+        "print(training._unfinished(run, '', settings))\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.stdout.strip() == "None", result.stderr
+    assert fit(baseline(), data, make_run(run.logs_dir.parent), resume=True).folder == mine, "this process may"
+
+
+def test_a_reference_run_never_resumes_another_version(run, data, baseline, monkeypatch):
+    fit(baseline(), data, run)
+    monkeypatch.setenv("AD_VERSION", "0")
+    assert fit(baseline(), data, make_run(run.logs_dir.parent), resume=True).folder.name == "version_0"

@@ -23,7 +23,7 @@ def main() -> None:
         os.execv(newer, [newer, __file__])
     READY.unlink(missing_ok=True)
     python = VENV / "bin" / "python"
-    if not python.exists():
+    if not (python.exists() and (VENV / "bin" / "pip").exists()):  # a half-made one is made again
         print("making .venv", flush=True)
         _run(sys.executable, "-m", "venv", "--clear", str(VENV))
     # uv installs the lock several times faster than pip, from pip's own index and cache settings

@@ -81,7 +81,8 @@ def refresh() -> None:
         path.write_text(json.dumps(book, indent=1, ensure_ascii=False) + "\n")
     readme = ROOT / "README.md"
     text = BADGE_PATTERN.sub(lambda found: badge(found.group(1)), readme.read_text())
-    readme.write_text(re.sub(r"git clone \S+", f"git clone {address()}", text))
+    name = address().rsplit("/", 1)[1]
+    readme.write_text(re.sub(r"git clone \S+ && cd \S+", f"git clone {address()} && cd {name}", text))
 
 
 def change(repository: str) -> None:

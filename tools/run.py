@@ -13,7 +13,7 @@ from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError
+from nbclient.exceptions import CellExecutionError, DeadKernelError
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -43,9 +43,9 @@ def main() -> int:
     logs = runtime.logs_dir(profile)
     failed, table = 0, []
     for path in chosen:
-        before = set(logs.glob("version_*"))
+        before = results(logs)
         failed |= execute(path, folder / path.name)
-        table += [row for version in sorted(set(logs.glob("version_*")) - before) for row in rows(version)]
+        table += [table_row(found, logs) for found, _ in sorted(results(logs).items() - before.items())]
     text = "\n".join(["| version | notebook | data and protocol | AUROC | training |", "|---|---|---|---|---|", *table])
     (folder / "results.md").write_text(text + "\n")
     print(f"\n{text}\n\nexecuted notebooks and results.md: {folder}")
@@ -76,7 +76,7 @@ def execute(source: Path, target: Path) -> int:
     )
     try:
         client.execute()
-    except CellExecutionError as error:
+    except (CellExecutionError, DeadKernelError) as error:
         print(f"\n{source.stem} FAILED:\n{error}")
         nbformat.write(book, target)
         return 1
@@ -95,31 +95,34 @@ def reference(path: Path) -> int:
         print(f"the version before is kept as {old.name}")
     os.environ |= {"AD_PROFILE": "full", "AD_DATA": "real", "AD_VERSION": str(number)}
     unfinished = path.with_suffix(".unfinished")
-    failed = execute(path, unfinished)
-    if failed:
-        print(f"outputs up to the failure: {unfinished}; {path.name} is as it was")
-        if old.exists():
+    failed = 1
+    try:
+        failed = execute(path, unfinished) or int(not (version / "results.json").exists())
+    finally:
+        if failed and old.exists():
             if version.exists():
                 version.rename(logs / f"failed_version_{number}_{int(time.time())}")
             old.rename(version)
+    if failed:
+        print(f"outputs up to the failure: {unfinished}; {path.name} and {version.name} are as they were")
     else:
         unfinished.replace(path)
-        print("\n".join(rows(version)))
+        print("\n".join(table_row(found, logs) for found in sorted(results(version))))
     return failed
 
 
-def rows(version: Path) -> list[str]:
-    """One Markdown row for each results.json of a version."""
-    found = []
-    for path in sorted(version.rglob("results.json")):
-        result = json.loads(path.read_text())
-        auroc = spread(result["seeds"].get("auroc") or [result["metrics"]["auroc"]])
-        name = path.parent.relative_to(version.parent).as_posix()
-        cost = f"{result['epochs']} epochs, {result['train_seconds']:.0f} s, {result['device']}"
-        found.append(
-            f"| {name} | {result['notebook']} | {result['dataset']}: {result['protocol']} | {auroc} | {cost} |"
-        )
-    return found
+def results(folder: Path) -> dict[Path, float]:
+    """Every results.json below a folder, with the time it was written."""
+    return {path: path.stat().st_mtime for path in folder.rglob("results.json")}
+
+
+def table_row(path: Path, logs: Path) -> str:
+    """One Markdown row for a results.json."""
+    result = json.loads(path.read_text())
+    auroc = spread(result["seeds"].get("auroc") or [result["metrics"]["auroc"]])
+    name = path.parent.relative_to(logs).as_posix()
+    cost = f"{result['epochs']} epochs, {result['train_seconds']:.0f} s, {result['device']}"
+    return f"| {name} | {result['notebook']} | {result['dataset']}: {result['protocol']} | {auroc} | {cost} |"
 
 
 if __name__ == "__main__":

@@ -58,6 +58,8 @@ class FashionMNISTOneClass(OneClassData):
             raise ValueError(
                 f"anomaly_fraction is the share of anomalies in the training set and must be in [0, 1): got {anomaly_fraction}"
             )
+        if not 0 < held_out < 1:
+            raise ValueError(f"held_out is the share of normal images kept for thresholds, in (0, 1): got {held_out}")
         anomalies_per_batch = max(1, round(anomaly_fraction * batch_size)) if anomaly_fraction else 0
         if anomalies_per_batch >= batch_size:
             raise ValueError(f"a batch of {batch_size} with {anomaly_fraction:.0%} anomalies has no place for a normal image")
@@ -65,7 +67,7 @@ class FashionMNISTOneClass(OneClassData):
         root, self.is_sample = fashion_mnist_root(run)
         self.kinds = tuple(str(digit) for digit in range(10)) if self.is_sample else CLASSES
         self.dataset = "SAMPLE DATA (handwritten digits)" if self.is_sample else "Fashion-MNIST"
-        labels = f"{anomaly_fraction:.0%} labelled anomalies" if anomaly_fraction else "one-class (no labels)"
+        labels = f"{100 * anomaly_fraction:g}% labelled anomalies" if anomaly_fraction else "one-class (no labels)"
         self.protocol = f"{self.kinds[normal_class]} normal, {labels}"
 
         generator = torch.Generator().manual_seed(seed)

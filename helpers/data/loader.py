@@ -1,8 +1,10 @@
 """Batches without workers: the set is one uint8 tensor on the device, a batch is an index into it."""
 
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
@@ -97,7 +99,10 @@ def free_memory(device: torch.device) -> int:
     """Free bytes on a CUDA device, or of this machine's memory."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    memory = Path("/proc/meminfo")
+    if memory.exists():  # Linux: "available" counts what the page cache would give back
+        return 1024 * int(re.search(r"MemAvailable:\s+(\d+)", memory.read_text()).group(1))
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
 
 
 class Batches:
@@ -118,7 +123,8 @@ class Batches:
         self.normals, self.anomalies = normals, anomalies
         if anomalies and not len(self.anomalous_index):
             raise ValueError(f"each batch is to hold {anomalies} anomalous images, but the training set has none")
-        if len(self.normal_index) < normals:
+        world = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+        if len(self.normal_index) < normals * world:
             raise ValueError(f"a batch of {normals} normal images is larger than the training set ({len(self.normal_index)} normal images)")
         self.device, self.seed, self.augment, self.workers = device, seed, augment, workers
         self.resident = split.images.nbytes <= free_memory(device) / 2
