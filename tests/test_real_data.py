@@ -1,12 +1,15 @@
 """Short, seeded trainings on the real images, with bounds that a broken model cannot meet."""
 
+import json
+
 import pytest
+import yaml
 
 from helpers import metrics
 from helpers.data.fashion_mnist import FILES, FashionMNISTOneClass
 from helpers.runtime import data_dir, seed_everything
 from helpers.training import evaluate, fit, load
-from tests.conftest import ROOT
+from tests.conftest import ROOT, notebook_definitions
 
 RAW = data_dir() / "FashionMNIST" / "raw"
 needs_fashion_mnist = pytest.mark.skipif(
@@ -33,8 +36,6 @@ def test_baseline_gan_in_two_epochs(real, baseline):
 
 
 def test_the_committed_weights_give_the_committed_result(real, baseline):
-    import json
-
     folder = ROOT / "lightning_logs" / "version_0"
     results = json.loads((folder / "results.json").read_text())
     data = FashionMNISTOneClass(real, anomaly_fraction=0.5, seed=results["seed"])
@@ -43,3 +44,27 @@ def test_the_committed_weights_give_the_committed_result(real, baseline):
     assert metrics.auroc(scores.score, scores.label) == pytest.approx(results["metrics"]["auroc"], abs=1e-4)
     assert metrics.threshold(scores.validation) == pytest.approx(results["threshold"], rel=1e-3)
     assert results["metrics"]["auroc"] > 0.93
+
+
+def test_the_committed_dcgan_gives_the_committed_result(real):
+    folder = ROOT / "lightning_logs" / "version_1"
+    results = json.loads((folder / "results.json").read_text())
+    settings = yaml.safe_load((folder / "hparams.yaml").read_text())
+    data = FashionMNISTOneClass(real, anomaly_fraction=0.5, seed=results["seed"])
+    loaded = load(notebook_definitions("02_dcgan.ipynb")["DCGAN"](settings), real, folder)
+    scores = evaluate(loaded.model, data)
+    assert metrics.auroc(scores.score, scores.label) == pytest.approx(results["metrics"]["auroc"], abs=1e-4)
+    assert metrics.threshold(scores.validation) == pytest.approx(results["threshold"], rel=1e-3)
+    assert results["metrics"]["auroc"] > 0.98
+
+
+def test_the_committed_one_class_dcgan_gives_the_committed_result(real):
+    """Its score needs the normal training images: they are looked at again, nothing is trained."""
+    folder, page = ROOT / "lightning_logs" / "version_1" / "one_class", notebook_definitions("02_dcgan.ipynb")
+    results = json.loads((folder / "results.json").read_text())
+    data = FashionMNISTOneClass(real, anomaly_fraction=0.0, seed=results["seed"])
+    model = page["DCGAN"](yaml.safe_load((folder / "hparams.yaml").read_text()))
+    load(model, real, folder)
+    model.normal = page["what_is_normal"](model, data.train.normal().images)
+    scores = evaluate(model, data)
+    assert metrics.auroc(scores.score, scores.label) == pytest.approx(results["metrics"]["auroc"], abs=1e-4)
