@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytorch_lightning as pl
 import torch
@@ -32,27 +33,39 @@ from tools.notebooks import definitions  # noqa: E402
 REPEATS, EPOCHS = 9, 2  # many short rounds: another program on the machine then spoils few of them
 
 
+MODELS = (("01_baseline_gan", "BaselineGAN", "version_0"), ("02_dcgan", "DCGAN", "version_1"))
+
+
 def main() -> None:
+    """One table for each notebook; name some to run only these: python benchmarks/speed.py 02"""
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    for notebook, model, version in MODELS:
+        if len(sys.argv) < 2 or notebook[:2] in sys.argv[1:]:
+            compare(notebook, definitions(ROOT / "notebooks" / f"{notebook}.ipynb")[model], version)
+
+
+def compare(notebook: str, model: type, version: str) -> None:
+    """Print the table of one notebook's model, with the settings of its reference run."""
     device = runtime.best_device()
     folder = Path(tempfile.mkdtemp(prefix="anomaly-bench-"))
     run = runtime.Run("bench", "full", 0, device, runtime.best_precision(device), runtime.data_dir(), folder)
-    settings = yaml.safe_load((ROOT / "lightning_logs" / "version_0" / "hparams.yaml").read_text()) | {"epochs": EPOCHS}
-    model = definitions(ROOT / "notebooks" / "01_baseline_gan.ipynb")["BaselineGAN"]
+    settings = yaml.safe_load((ROOT / "lightning_logs" / version / "hparams.yaml").read_text())
+    epochs, repeats = (EPOCHS, REPEATS) if notebook[:2] == "01" else (1, 5)  # convolutions take longer
+    settings |= {"epochs": epochs}
     data = FashionMNISTOneClass(run, batch_size=settings["batch_size"])
     print(
-        f"{data.title}; {runtime.device_name(device)}; batch {settings['batch_size']}, {EPOCHS} epochs, {REPEATS} repeats"
+        f"{data.title}; {runtime.device_name(device)}; batch {settings['batch_size']}, {epochs} epochs, {repeats} repeats"
     )
 
     contenders = {"ours": ours, "plain": plain, "customary": customary}
     for contender in contenders.values():  # warm up: kernels, caches, imports
         contender(model, settings | {"epochs": 1}, data, run)
     found: dict[str, list[float]] = {name: [] for name in contenders}
-    for _ in range(REPEATS):
+    for _ in range(repeats):
         for name, contender in contenders.items():
             found[name].append(contender(model, settings, data, run))
     print(
-        "\n| 01 baseline GAN | images/s (median) | slowest to fastest round | ours / this (median of rounds) |\n|---|---|---|---|"
+        f"\n| {notebook} | images/s (median) | slowest to fastest round | ours / this (median of rounds) |\n|---|---|---|---|"
     )
     for name, speeds in found.items():
         ratio = statistics.median(mine / its for mine, its in zip(found["ours"], speeds, strict=True))
@@ -60,12 +73,14 @@ def main() -> None:
 
     seconds = []
     network = model(settings).to(device)
-    for _ in range(REPEATS):
+    for _ in range(repeats):
         start = time.perf_counter()
         score_images(network, data.test, device)
         seconds.append(time.perf_counter() - start)
     print(f"\nscoring {len(data.test):,} test images: {statistics.median(seconds):.2f} s")
-    print(f"peak memory: {runtime.peak_memory_mib(device):,.0f} MiB ({'GPU' if device.type == 'cuda' else 'process'})")
+    print(
+        f"peak memory: {runtime.peak_memory_mib(device):,.0f} MiB ({'GPU' if device.type == 'cuda' else 'process'})\n"
+    )
 
 
 def ours(model, settings, data, run) -> float:
@@ -77,11 +92,14 @@ def ours(model, settings, data, run) -> float:
 def plain(model, settings, data, run) -> float:
     """The loop one would write by hand, as fast as it goes."""
     network = model(settings).to(run.device).train()
-    generator, discriminators = network.configure_optimizers()
     split, device = data.train, run.device
     images = split.images.to(device)
     normal, anomalous = (torch.nonzero(split.label == value)[:, 0].to(device) for value in (0, 1))
     count = len(normal) // data.normals_per_batch
+    stand_in = SimpleNamespace(estimated_stepping_batches=settings["epochs"] * count)  # all that a schedule asks for
+    network.trainer = stand_in
+    made = network.configure_optimizers()
+    (generator, discriminators), schedulers = made if isinstance(made, tuple) else (made, ())
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=run.precision == "bf16-mixed")
     start = _now(device)
     for _ in range(settings["epochs"]):
@@ -105,6 +123,8 @@ def plain(model, settings, data, run) -> float:
             generator.zero_grad()
             loss.backward()
             generator.step()
+            for scheduler in schedulers:
+                scheduler.step()
             network.discriminators.requires_grad_(True)
     return settings["epochs"] * count * (data.normals_per_batch + data.anomalies_per_batch) / (_now(device) - start)
 

@@ -5,13 +5,14 @@ import time
 
 import nbformat
 import pytest
+import yaml
 from nbclient import NotebookClient
 
 from helpers import metrics
 from helpers.data.fashion_mnist import FILES, FashionMNISTOneClass
 from helpers.runtime import data_dir, seed_everything
 from helpers.training import evaluate, fit, load
-from tests.conftest import ROOT
+from tests.conftest import ROOT, notebook_definitions
 
 RAW = data_dir() / "FashionMNIST" / "raw"
 needs_fashion_mnist = pytest.mark.skipif(
@@ -67,3 +68,27 @@ def test_one_switch_shows_the_reference_without_training(real, monkeypatch, tmp_
     assert "(3 seeds)" in printed
     assert "loaded from lightning_logs/version_0" in printed
     assert not (tmp_path / "logs").exists()
+
+
+def test_the_committed_dcgan_gives_the_committed_result(real):
+    folder = ROOT / "lightning_logs" / "version_1"
+    results = json.loads((folder / "results.json").read_text())
+    settings = yaml.safe_load((folder / "hparams.yaml").read_text())
+    data = FashionMNISTOneClass(real, anomaly_fraction=0.5, seed=results["seed"])
+    loaded = load(notebook_definitions("02_dcgan.ipynb")["DCGAN"](settings), real, folder)
+    scores = evaluate(loaded.model, data)
+    assert metrics.auroc(scores.score, scores.label) == pytest.approx(results["metrics"]["auroc"], abs=1e-4)
+    assert metrics.threshold(scores.validation) == pytest.approx(results["threshold"], rel=1e-3)
+    assert results["metrics"]["auroc"] > 0.98
+
+
+def test_the_committed_one_class_dcgan_gives_the_committed_result(real):
+    """Its score needs the normal training images: they are looked at again, nothing is trained."""
+    folder, page = ROOT / "lightning_logs" / "version_1" / "one_class", notebook_definitions("02_dcgan.ipynb")
+    results = json.loads((folder / "results.json").read_text())
+    data = FashionMNISTOneClass(real, anomaly_fraction=0.0, seed=results["seed"])
+    model = page["DCGAN"](yaml.safe_load((folder / "hparams.yaml").read_text()))
+    load(model, real, folder)
+    model.normal = page["what_is_normal"](model, data.train.normal().images)
+    scores = evaluate(model, data)
+    assert metrics.auroc(scores.score, scores.label) == pytest.approx(results["metrics"]["auroc"], abs=1e-4)
