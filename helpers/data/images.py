@@ -2,14 +2,16 @@
 
 import hashlib
 import os
+import re
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
 from helpers.data.download import DamagedFile, DataError
@@ -48,8 +50,9 @@ def read_image(path: Path, size: int | None = None, grey: bool = False) -> tuple
     try:
         with Image.open(path) as file:
             mode = file.mode
+            packed = str(file.tile[0][3]) if file.tile else ""  # 16-bit colour would be cut to 8 bits without a word
             file.load()
-            if mode.startswith(("I", "F")):
+            if mode.startswith(("I", "F")) or re.search(r";16[BLN]", packed):
                 raise DataError(
                     f"{path} has more than 8 bits a channel (mode {mode}): convert it to 8 bits with the brightness "
                     "range that your parts need, the same for all images"
@@ -76,12 +79,15 @@ def read_mask(path: Path, image: Path, size: int) -> Tensor:
     """
     try:
         with Image.open(path) as file, Image.open(image) as picture:
-            if file.size != picture.size:
+            turned = picture.getexif().get(ExifTags.Base.Orientation, 1) >= 5  # width and height change places
+            width, height = picture.size[::-1] if turned else picture.size
+            mask = ImageOps.exif_transpose(file)
+            if mask.size != (width, height):
                 raise DataError(
-                    f"the mask {path} is {file.size[0]}x{file.size[1]} pixels, its image {image.name} is "
-                    f"{picture.size[0]}x{picture.size[1]}: a mask marks the pixels of its image one by one"
+                    f"the mask {path} is {mask.width}x{mask.height} pixels, its image {image.name} is "
+                    f"{width}x{height}: a mask marks the pixels of its image one by one"
                 )
-            mask = file.convert("L").resize((size, size), Image.Resampling.NEAREST)
+            mask = mask.convert("L").resize((size, size), Image.Resampling.NEAREST)
     except (OSError, SyntaxError, ValueError) as error:
         raise DamagedFile(f"{path} cannot be read as a mask ({error}): replace or delete it") from error
     return torch.from_numpy(np.array(mask) > 0)
@@ -101,7 +107,8 @@ def read_images(paths: Sequence[Path], size: int, grey: bool = False, cache: Pat
         try:
             return torch.load(stored, weights_only=True)
         except Exception:  # cut short or of another torch: decoded again
-            stored.unlink(missing_ok=True)
+            with suppress(OSError):
+                stored.unlink(missing_ok=True)
     from tqdm.auto import tqdm
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow decodes outside of Python's lock
@@ -147,8 +154,9 @@ def _store(images: Tensor, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.save(images, unfinished)
         unfinished.replace(path)
-    except OSError:
-        unfinished.unlink(missing_ok=True)
+    except (OSError, RuntimeError):  # RuntimeError: what torch says of a full disk
+        with suppress(OSError):
+            unfinished.unlink(missing_ok=True)
         return
     for old in path.parent.glob(f"{path.name.split('-')[0]}-*.pt"):  # of the same folder before it changed
         if old != path:
