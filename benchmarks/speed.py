@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 import yaml
@@ -24,7 +25,7 @@ from torchvision import datasets, transforms
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from helpers import runtime  # noqa: E402
+from helpers import metrics, runtime  # noqa: E402
 from helpers.data.fashion_mnist import FashionMNISTOneClass, fashion_mnist_root  # noqa: E402
 from helpers.data.loader import Augment, to_float  # noqa: E402
 from helpers.data.mvtec import MVTec, mvtec_root  # noqa: E402
@@ -96,6 +97,11 @@ def compare(notebook: str, model: type, version: str, make_data, changes: dict, 
         score_images(network, data.test, device)
         seconds.append(time.perf_counter() - start)
     print(f"\nscoring {len(data.test):,} test images: {statistics.median(seconds):.2f} s")
+    if data.test.mask is not None:
+        maps = np.random.default_rng(0).random((110, 256, 256), dtype=np.float32)
+        start = time.perf_counter()
+        metrics.pro_score(maps, maps > 0.99)
+        print(f"per-region overlap (PRO) over 110 maps of 256 x 256 pixels: {time.perf_counter() - start:.1f} s")
     print(
         f"peak memory: {runtime.peak_memory_mib(device):,.0f} MiB ({'GPU' if device.type == 'cuda' else 'process'})\n"
     )
