@@ -1,5 +1,7 @@
 """Notebook 3: its tables, its losses, every step of its map, and what it refuses."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -49,9 +51,11 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def nuts(run, folder, monkeypatch):
-    """Four nuts to train on, one held out and painted four times, two good and four defective ones to test."""
+    """Four nuts to train on, one held out and painted four times, a good and a defective one to test."""
     monkeypatch.setenv("AD_DATA", "real")
-    return MVTec(run, str(folder), batch_size=2, images_per_epoch=4, augment=Augment(flip=0.5, degrees=180))
+    data = MVTec(run, str(folder), batch_size=2, images_per_epoch=2, augment=Augment(flip=0.5, degrees=180))
+    data.test = data.test.pick(torch.tensor([0, 4]))
+    return data
 
 
 def noise(*shape, seed=0):
@@ -160,13 +164,13 @@ def test_the_loss_falls(autoencoder, nuts, loss):
     x = to_float(nuts.train.images[:2])
     optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
     found = []
-    for _ in range(8):
+    for _ in range(5):
         value = model.losses(x, x[:0])[loss]
         optimizer.zero_grad()
         value.backward()
         optimizer.step()
         found.append(value.item())
-    assert found[-1] < 0.8 * found[0]
+    assert found[-1] < 0.95 * found[0]
     assert all(weights.grad.abs().sum() > 0 for weights in model.parameters()), "every layer learns"
 
 
@@ -281,64 +285,81 @@ def test_the_map_is_the_sum_of_its_steps(autoencoder, nuts, page):
     names = ["plain", "smoothed", "minus local mean, smoothed", "... and weighed"]
     assert list(found) == names
     assert not any(torch.allclose(found[a], found[b]) for a, b in zip(names, names[1:], strict=False))
-    control = page["steps"](model, x, True)
-    torch.testing.assert_close(control["plain"], (0.5 * x).square().sum(1))
 
 
 def test_scores_and_maps_depend_on_nothing_but_the_image(autoencoder, nuts):
     model = autoencoder().train()
     whole, maps = score_images(model, nuts.test, CPU), map_images(model, nuts.test, CPU)
-    order = torch.tensor([3, 0, 5])
-    np.testing.assert_allclose(score_images(model, nuts.test.pick(order), CPU), whole[order], rtol=1e-4)
-    alone = map_images(model, nuts.test.pick(order[:1]), CPU)
-    np.testing.assert_allclose(alone, maps[order[:1]], rtol=1e-3, atol=1e-6)
+    swapped = score_images(model, nuts.test.pick(torch.tensor([1, 0])), CPU)
+    np.testing.assert_allclose(swapped, whole[::-1], rtol=1e-4)
+    alone = map_images(model, nuts.test.pick(torch.tensor([1])), CPU)
+    np.testing.assert_allclose(alone, maps[1:], rtol=1e-3, atol=1e-6)
     assert model.training
 
 
 # --- the whole way --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("aligned", [False, True])
-def test_training_learns_what_is_usual_and_keeps_it_in_the_checkpoint(autoencoder, page, nuts, run, aligned):
-    model = autoencoder(aligned=aligned)
+def test_training_learns_what_is_usual_and_keeps_it_in_the_checkpoint(autoencoder, page, nuts, run):
+    model = autoencoder()
     plain = model.weights.clone()
     trained = fit(model, nuts, run, show=False)
     assert not torch.allclose(model.weights, plain, atol=1e-3)
     with torch.inference_mode():
         errors = model.eval().residual(to_float(nuts.train.images))
-    torch.testing.assert_close(model.weights, page["colour_weights"](errors, aligned), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(model.weights, page["colour_weights"](errors, False), rtol=1e-3, atol=1e-3)
     stored = torch.load(trained.folder / "model.ckpt", weights_only=True)["state_dict"]["weights"]
     assert torch.equal(stored, model.weights)
+    assert trained.history["batches"] == 1
 
     scores = evaluate(model, nuts)
-    assert scores.maps.shape == (6, 256, 256) and scores.measures_pixels
-    again = load(autoencoder(aligned=aligned), make_run(run.logs_dir.parent), trained.folder)
-    reloaded = evaluate(again.model, nuts)
-    np.testing.assert_array_equal(reloaded.maps, scores.maps)
-    np.testing.assert_array_equal(reloaded.score, scores.score)
-    assert trained.history["batches"] == 2 and trained.history["parameters"] < 2_691_095
+    assert scores.maps.shape == (2, 256, 256) and scores.measures_pixels
+    again = load(autoencoder(), make_run(run.logs_dir.parent), trained.folder)
+    reloaded = evaluate(again.model, nuts)  # the memory layout is another, so the last digit may be
+    np.testing.assert_allclose(reloaded.maps, scores.maps, rtol=1e-4, atol=1e-8)
+    np.testing.assert_allclose(reloaded.score, scores.score, rtol=1e-5)
 
 
-def test_the_ssim_loss_needs_no_colour_weights(autoencoder, nuts, run):
-    model = autoencoder(loss="ssim")
-    plain = model.weights.clone()
-    trained = fit(model, nuts, run, show=False)
-    assert torch.equal(model.weights, plain)
-    assert model.loss_names == ("ssim",)
-    again = load(autoencoder(loss="ssim"), make_run(run.logs_dir.parent), trained.folder)
-    np.testing.assert_array_equal(evaluate(again.model, nuts).maps, evaluate(model, nuts).maps)
+def trained_on(images, steps=10):
+    """Stands for the Trainer."""
+    return SimpleNamespace(estimated_stepping_batches=steps, train_dataloader=SimpleNamespace(images=images))
 
 
-def test_the_learning_rate_rises_and_falls_over_the_whole_training(autoencoder, nuts, run):
-    model = autoencoder(epochs=5, lr=1e-2)
+@pytest.mark.parametrize(("aligned", "side", "count"), [(False, 1, 17), (True, 256, 3)])
+def test_what_is_usual_comes_from_all_training_images(autoencoder, page, nuts, aligned, side, count):
+    model = autoencoder(aligned=aligned)
+    images = nuts.train.images.repeat(5, 1, 1, 1)[:count]  # 17 are more than are looked at at once
+    model.trainer = trained_on(images)
+    model.on_train_end()
+    assert model.weights.shape == (3, 3, side, side)
+    with torch.inference_mode():
+        errors = model.eval().residual(to_float(images))
+    torch.testing.assert_close(model.weights, page["colour_weights"](errors, aligned), rtol=1e-3, atol=1e-3)
+
+
+def test_the_control_without_a_network_copies_the_mean_image(page, nuts):
+    control = page["NoNetwork"](SETTINGS, nuts.train.images).eval()
+    x = to_float(nuts.test.images)
+    mean = to_float(nuts.train.images).mean(0)
+    torch.testing.assert_close(control.reconstruct(x), mean.expand_as(x))
+    assert not torch.allclose(control.weights[..., 0, 0], torch.eye(3), atol=1e-3)
+    found = page["steps"](control, x)
+    torch.testing.assert_close(found["plain"], (0.5 * (x - mean)).square().sum(1))
+
+
+def test_the_learning_rate_rises_and_falls_over_the_whole_training(autoencoder):
+    model = autoencoder(lr=1e-2)
+    model.trainer = trained_on(None, steps=50)
+    (optimizer,), (schedule,) = model.configure_optimizers()
     rates = []
-    model.on_train_batch_end = lambda *_: rates.append(model.optimizers().param_groups[0]["lr"])
-    model.losses = lambda normal, anomalous: {"l2": sum(weights.square().mean() for weights in model.parameters())}
-    fit(model, nuts, run, show=False)
-    assert len(rates) == 10
-    assert max(rates) == pytest.approx(1e-2, rel=0.1) and rates.index(max(rates)) <= 2
-    assert rates[-1] < 1e-3
-    assert rates[2:] == sorted(rates[2:], reverse=True)
+    for _ in range(50):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert rates[0] < 1e-3 and rates[-1] < 1e-5
+    top = rates.index(max(rates))
+    assert max(rates) == pytest.approx(1e-2, rel=0.01) and top == pytest.approx(10, abs=1)
+    assert rates[: top + 1] == sorted(rates[: top + 1]) and rates[top:] == sorted(rates[top:], reverse=True)
 
 
 def test_the_table_of_the_sweep_can_be_read_back(page, tmp_path):

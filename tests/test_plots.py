@@ -280,6 +280,13 @@ def test_tile_is_one_picture_with_a_grey_frame(channels):
     assert (grid[:, :2] == 128).all()
 
 
+def test_tile_shrinks_large_images_so_that_logs_stay_small():
+    grid = plots.tile(images(3, 3, side=256), columns=8)
+    assert grid.shape == (3, plots.TILE + 4, 3 * (plots.TILE + 2) + 2)
+    kept = images(2, 3, side=plots.TILE)
+    assert torch.equal(plots.tile(kept)[:, 2:-2, 2 : 2 + plots.TILE], kept[0])
+
+
 def test_the_colours_of_normal_and_anomalous_differ_in_lightness_too():
     # so that they can be told apart in a grey print and by everyone
     red, green, blue = np.array([matplotlib.colors.to_rgb(c) for c in (plots.NORMAL, plots.ANOMALOUS)]).T

@@ -289,6 +289,8 @@ def test_conversions_are_said_once_with_their_numbers(files, capsys):
     assert said.count("\n") == 1
     assert "parts: of 12 images converted to colour:" in said
     assert "3 grey" in said and "1 alpha" in said
+    read_images(files, 8)  # as every further training does
+    assert capsys.readouterr().out == ""
 
 
 def test_a_whole_set_of_grey_images_needs_no_word(files, capsys):

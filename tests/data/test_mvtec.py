@@ -191,6 +191,8 @@ def test_an_image_without_a_mask_counts_for_image_metrics_only_and_that_is_said_
     said = capsys.readouterr().out
     assert said.count("\n") == 1
     assert "1 defective test images have no mask: they count for image metrics only" in said
+    read()  # as every further training does
+    assert capsys.readouterr().out == ""
 
 
 def test_a_folder_without_any_masks_is_read(read, category, capsys):
