@@ -30,7 +30,7 @@ def painted(kind, seed=0, channels=3):
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_defect_stays_on_the_object_and_its_mask_is_where_pixels_changed(kind, channels):
-    inside = torch.from_numpy(disc())
+    inside, faint = torch.from_numpy(disc()), 0
     for seed in range(8):
         before, after, mask, difference = painted(kind, seed, channels)
         assert after.shape == before.shape and after.dtype == torch.uint8 and after.is_contiguous()
@@ -41,6 +41,8 @@ def test_a_defect_stays_on_the_object_and_its_mask_is_where_pixels_changed(kind,
         assert (clear & mask).sum() > 0.9 * clear.sum(), "what can be seen is marked"
         assert (any_change & mask).sum() > 0.9 * mask.sum(), "what is marked was changed"
         assert mask.sum() > 0.5 * any_change.sum(), "all but the soft edge of a defect is marked"
+        faint += int((any_change & ~mask).sum())
+    assert faint > 0, "but not its faintest pixels"
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -292,17 +292,16 @@ def test_other_kinds_of_images_are_converted_and_that_is_said(read, category, ca
 
 
 @pytest.fixture
-def small_sample(tmp_path, monkeypatch):
-    """A few rendered hazelnuts where the sample is kept, so that no test has to wait for all of them."""
-    monkeypatch.setattr(mvtec.samples, "hazelnuts_as_mvtec", small_hazelnuts)
-    return small_hazelnuts
+def small_sample(monkeypatch):
+    """The sample is a few small hazelnuts, so that no test has to wait for all of them."""
+
+    def small(folder):
+        return render(folder, train=4, good=2, each_kind=1, size=48)
+
+    monkeypatch.setattr(samples, "hazelnuts_as_mvtec", small)
 
 
 render = samples.hazelnuts_as_mvtec
-
-
-def small_hazelnuts(folder):
-    return render(folder, train=4, good=2, each_kind=1, size=48)
 
 
 def place(category, run, *names):
@@ -311,7 +310,7 @@ def place(category, run, *names):
     return target
 
 
-def test_a_category_in_the_data_folder_is_found(make_run, category, dead_url):
+def test_a_category_in_the_data_folder_is_found(make_run, category):
     run = make_run()
     place(category, run, "mvtec_anomaly_detection", "bottle")
     data = MVTec(run, "bottle", SIDE)
@@ -499,7 +498,7 @@ def test_the_whole_set_is_checked_against_its_published_checksum(make_run, serve
     monkeypatch.setenv("AD_DATA", "real")
     server, run = serve({"whole.tar.xz": packed({"bottle": category})}), make_run()
     monkeypatch.setattr(mvtec, "WHOLE", (server.url + "whole.tar.xz", "0" * 64))
-    with pytest.raises(DataError, match=f"expected SHA-256 {'0' * 64}|expected SHA256 {'0' * 64}"):
+    with pytest.raises(DataError, match=f"expected SHA256 {'0' * 64}"):
         MVTec(run, "bottle", SIDE)
     assert below(run.data_dir) == []
 
