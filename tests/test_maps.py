@@ -233,6 +233,7 @@ def test_measure_prints_the_pixel_metrics_and_where_both_thresholds_come_from(pa
 
 def test_the_pixel_f1_of_each_kind_is_logged_while_training(parts, run):
     data = parts()
+    data.validation.images[0, :, 8:14, 8:14] = 255  # a good image that looks defective: false alarms count
     trained = fit(Darkness(), data, run, show=False)
     found = events(trained.folder)
     logged = {tag for tag in found.Tags()["scalars"] if "pixel" in tag}
@@ -243,6 +244,8 @@ def test_the_pixel_f1_of_each_kind_is_logged_while_training(parts, run):
     chosen = (kind == 0) | (kind == 2)
     last = metrics.best_f1(maps[chosen].ravel(), data.validation.mask.numpy()[chosen].ravel())
     assert curve[-1].value == pytest.approx(last, rel=1e-5)
+    alone = metrics.best_f1(maps[kind == 2].ravel(), data.validation.mask.numpy()[kind == 2].ravel())
+    assert last < alone - 0.01
 
 
 def test_without_maps_or_masks_no_pixel_f1_is_logged(parts, run, tmp_path):
