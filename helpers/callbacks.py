@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from helpers import metrics, plots
 from helpers.data.loader import OneClassData, to_float, to_uint8
-from helpers.models import score_images
+from helpers.models import map_images, score_images
 
 WINDOW = 20  # batches between two readings of the losses: the only regular host synchronisation
 FRAMES = 12
@@ -100,6 +100,20 @@ class Record(pl.Callback):
             if label.any():
                 writer.add_scalar("validation/score_anomalous", scores[label == 1].mean(), step)
                 writer.add_scalar("validation/auroc", metrics.auroc(scores, label), step)
+        if model.has_map and split.mask is not None and split.mask.any():
+            self.pixels(trainer, model)
+
+    def pixels(self, trainer, model) -> None:
+        """Log the best pixel F1 of each kind of defect among the held-out images."""
+        split = self.data.validation
+        maps, kind = map_images(model, split, self.data.device), split.kind.cpu().numpy()
+        masks, label = split.mask.cpu().numpy(), split.label.cpu().numpy()
+        for index in np.unique(kind[label == 1]) if trainer.is_global_zero else ():
+            chosen = (label == 0) | (kind == index)
+            value = metrics.best_f1(maps[chosen].ravel(), masks[chosen].ravel())
+            trainer.logger.experiment.add_scalar(
+                f"validation/best_pixel_f1_{self.data.kinds[index]}", value, self.batches
+            )
 
     def read(self, trainer, model) -> None:
         """Bring the losses since the last reading to the host, check them, and log their means."""
@@ -144,8 +158,8 @@ class Watch(pl.Callback):
     The film (``frames``, at most ``FRAMES`` of them, evenly spaced) becomes part of the checkpoint.
     """
 
-    def __init__(self, data: OneClassData, every: int, images: int = 8):
-        self.every = every
+    def __init__(self, data: OneClassData, every: int, images: int = 8, show: bool = True):
+        self.every, self.show = every, show
         self.title = data.title
         fixed = data.validation.first_of_each(images)
         self.inputs, self.label = to_float(fixed.images, data.device), fixed.label
@@ -161,7 +175,7 @@ class Watch(pl.Callback):
         self.frames, self.frame_batches, self.spacing = state["frames"], state["batches"], state["spacing"]
 
     def on_train_start(self, trainer, model) -> None:
-        self.live = plots.Live() if trainer.is_global_zero else None
+        self.live = plots.Live() if trainer.is_global_zero and self.show else None
         if trainer.is_global_zero and not self.frames:
             trainer.logger.experiment.add_image("reconstructions/input", plots.tile(to_uint8(self.inputs)), 0)
 
@@ -188,7 +202,8 @@ class Watch(pl.Callback):
         def figure():
             return plots.reconstructions(to_uint8(self.inputs), rebuilt, self.label, heading)
 
-        self.live.draw(figure, now=last)
+        if self.live:
+            self.live.draw(figure, now=last)
         if last:
             figure().savefig(Path(trainer.logger.log_dir) / "reconstructions.png")
 

@@ -1,4 +1,4 @@
-"""How good are the scores: ranking quality, thresholds from normal images, and what they give."""
+"""How good are scores and maps: ranking quality, thresholds from normal images, and what they give."""
 
 import numpy as np
 
@@ -70,6 +70,27 @@ def best_f1(score, label) -> float:
     return float(np.max(2 * precision * recall / np.maximum(precision + recall, 1e-12)))
 
 
+def precision_recall_f1(score, label, limits) -> dict[str, np.ndarray]:
+    """``precision``, ``recall`` and ``f1``, each (K,), if scores above each of ``limits`` are flagged.
+
+    score: (N,) finite.  label: (N,) 0 or 1, both present.  limits: (K,) in any order, infinite ones included.
+    A limit that flags nothing has precision 1, as the end point of scikit-learn's precision_recall_curve, and F1 0.
+    """
+    score, label = _checked(score, label)
+    limits = np.asarray(limits, dtype=np.float64)
+    if limits.ndim != 1 or np.isnan(limits).any():
+        raise ValueError(f"limits must be a vector without NaN: got shape {limits.shape}")
+    order = np.argsort(limits)
+    exceeded = np.searchsorted(limits[order], score)  # how many of the limits each score is above
+    caught, flagged = np.empty((2, len(limits)), dtype=np.int64)
+    for target, chosen in ((caught, exceeded[label == 1]), (flagged, exceeded)):
+        per_number = np.bincount(chosen, minlength=len(limits) + 1)
+        target[order] = per_number[::-1].cumsum()[-2::-1]  # those above the k-th limit exceed more than k limits
+    anomalous = np.count_nonzero(label)
+    precision = np.where(flagged > 0, caught / np.maximum(flagged, 1), 1.0)
+    return {"precision": precision, "recall": caught / anomalous, "f1": 2 * caught / (flagged + anomalous)}
+
+
 def per_kind(score, label, kind, kinds) -> dict[str, float]:
     """AUROC of each kind of anomaly against all normal images, hardest first.
 
@@ -91,3 +112,73 @@ def summary(score, label, normal_score, percentile: float = 99.0) -> tuple[dict[
     values = {"auroc": auroc(score, label), "average_precision": average_precision(score, label)}
     values |= at_threshold(score, label, limit) | {"best_f1_on_test": best_f1(score, label)}
     return values, limit
+
+
+def _checked_maps(maps, masks) -> tuple[np.ndarray, np.ndarray]:
+    maps, masks = np.asarray(maps), np.asarray(masks, dtype=bool)
+    if maps.shape != masks.shape or maps.ndim != 3:
+        raise ValueError(f"maps and masks must have one shape (N, H, W): got {maps.shape} and {masks.shape}")
+    if maps.dtype != np.float32:  # which sorts faster and stays as it is; nothing is ever rounded to it
+        maps = maps.astype(np.float64, copy=False)
+    finite = np.isfinite(maps).all(axis=(1, 2))
+    if not finite.all():
+        raise ValueError(f"{(~finite).sum()} of {len(maps)} anomaly maps are not finite")
+    if not masks.any():
+        raise ValueError("no mask has a defect")
+    if masks.all():
+        raise ValueError("the masks leave no defect-free pixel")
+    return maps, masks
+
+
+def _overlap_shares(masks: np.ndarray) -> np.ndarray:
+    """What each defect pixel adds to the mean overlap of the regions: 1 / (size of its region * number of regions)."""
+    from scipy.ndimage import label
+
+    neighbours = np.zeros((3, 3, 3), dtype=bool)
+    neighbours[1] = True  # the eight around a pixel, in its own image only
+    region, count = label(masks, neighbours)
+    region = region[masks]
+    return 1 / (np.bincount(region)[region] * count)
+
+
+def pro_score(maps, masks, max_fpr: float = 0.3) -> float:
+    """Per-region overlap, integrated over the false-positive rate up to ``max_fpr`` and divided by it.
+
+    maps: (N, H, W) finite, higher is more anomalous.  masks: (N, H, W) bool, True on defects.
+    A region is a set of defect pixels that touch, also at corners; each counts the same, whatever its size.
+    The false-positive rate is that of all defect-free pixels of all images, those of normal images included.
+    Every distinct score is a point of the curve: nothing is binned.
+    Returns a float in [0, 1]; chance is max_fpr / 2.
+    Raises ValueError otherwise, and if no mask has a defect, no pixel is free of defects or max_fpr is not in (0, 1].
+    Bergmann et al., CVPR 2020, section 4.2.
+    """
+    if not 0 < max_fpr <= 1:
+        raise ValueError(f"a largest false-positive rate is above 0 and at most 1: got {max_fpr}")
+    maps, masks = _checked_maps(maps, masks)
+    normal, score = np.sort(maps[~masks]), maps[masks]
+    order = np.argsort(score)[::-1]
+    score, share = score[order], _overlap_shares(masks)[order]
+    last = np.append(np.flatnonzero(score[1:] != score[:-1]), len(score) - 1)  # of each run of equal scores
+    # between two runs the curve is level, along a run it is straight: the two ends of each run are all its corners
+    kept = [np.searchsorted(normal, score[last], side) for side in ("right", "left")]
+    rate = np.concatenate(([0], 1 - np.stack(kept, axis=1).ravel() / len(normal), [1]))
+    overlap = np.append(0, share.cumsum()[last] / share.sum()).repeat(2)
+    inside = np.searchsorted(rate, max_fpr, side="right")
+    height = np.append(overlap[:inside], np.interp(max_fpr, rate, overlap))
+    width = np.diff(np.append(rate[:inside], max_fpr))
+    return min(float((height[1:] + height[:-1]) @ width / 2 / max_fpr), 1.0)
+
+
+def pixel_summary(maps, masks, normal_maps, percentile: float = 99.0) -> tuple[dict[str, float], float]:
+    """All pixel metrics under the names of results.json, and the threshold from maps of held-out normal images.
+
+    maps: (N, H, W) finite, of the test images.  masks: (N, H, W) bool, True on defects.
+    normal_maps: (M, H, W) of normal images that were not trained on; ``percentile`` % of their pixels stay unflagged.
+    """
+    limit = threshold(np.ravel(normal_maps), percentile)
+    maps, masks = _checked_maps(maps, masks)
+    score, label = maps.ravel().astype(np.float64, copy=False), masks.ravel()
+    values = {"pixel_auroc": auroc(score, label), "pixel_average_precision": average_precision(score, label)}
+    values |= {"pixel_best_f1_on_test": best_f1(score, label), "pro": pro_score(maps, masks)}
+    given = precision_recall_f1(score, label, [limit])
+    return values | {f"pixel_{name}_at_threshold": float(value[0]) for name, value in given.items()}, limit

@@ -1,11 +1,13 @@
 """Base classes: a notebook states networks, losses by name and a score; the steps are taken here."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from helpers.data.loader import SCORING_BATCH, Split, to_float
+from helpers.data.loader import Split, to_float
 
 
 class AnomalyModel(pl.LightningModule):
@@ -13,11 +15,13 @@ class AnomalyModel(pl.LightningModule):
 
     settings: one flat dict of plain scalars; it is stored in checkpoints and in hparams.yaml.
     A notebook's class defines its networks, its losses, ``reconstruct(x)`` -> image like x, and
-    ``anomaly_score(x)`` -> (N,), higher is more anomalous.  Images are (N, C, H, W) in [-1, 1].
+    ``anomaly_score(x)`` -> (N,), higher is more anomalous; where it can say which pixels are anomalous,
+    ``anomaly_map(x)`` -> (N, H, W) too.  Images are (N, C, H, W) in [-1, 1].
     A loss named ``a`` is multiplied by the setting ``weight_a`` (1 if there is none).
     """
 
     automatic_optimization = False  # one loop for one and for two optimisers
+    large_convolutions = False  # True where they take the time: then channels_last, and bf16 on CPUs that have it
 
     def __init__(self, settings: dict):
         super().__init__()
@@ -31,6 +35,14 @@ class AnomalyModel(pl.LightningModule):
 
     def anomaly_score(self, x: Tensor) -> Tensor:
         raise NotImplementedError
+
+    def anomaly_map(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    @property
+    def has_map(self) -> bool:
+        """Whether the notebook's class defines ``anomaly_map``."""
+        return type(self).anomaly_map is not AnomalyModel.anomaly_map
 
     def weighted_sum(self, losses: dict[str, Tensor]) -> Tensor:
         """Sum of the losses, each times its ``weight_<name>`` from the settings."""
@@ -59,8 +71,9 @@ class AnomalyModel(pl.LightningModule):
             scheduler.step()
 
     def adam(self, parameters, lr: float):
-        """Adam with the settings' ``beta1``; fused, as the step of a small network is mostly overhead."""
-        return torch.optim.Adam(parameters, lr=lr, betas=(self.hparams.get("beta1", 0.9), 0.999), fused=True)
+        """Adam with the settings' ``beta1`` and ``weight_decay``; fused, as a small network's step is mostly overhead."""
+        betas, decay = (self.hparams.get("beta1", 0.9), 0.999), self.hparams.get("weight_decay", 0.0)
+        return torch.optim.Adam(parameters, lr=lr, betas=betas, weight_decay=decay, fused=True)
 
     def transfer_batch_to_device(self, batch, device, dataloader_idx):
         return batch  # it was cut on the device
@@ -136,19 +149,30 @@ class AdversarialModel(AnomalyModel):
 
 def score_images(model: AnomalyModel, split: Split, device: torch.device) -> np.ndarray:
     """(N,) float64 anomaly scores of a split, independent of batches and of the training mode."""
+    return _in_eval_mode(model, model.anomaly_score, split, device).double().numpy()
+
+
+def map_images(model: AnomalyModel, split: Split, device: torch.device) -> np.ndarray:
+    """(N, H, W) float32 anomaly maps of a split, independent of batches and of the training mode."""
+    return _in_eval_mode(model, model.anomaly_map, split, device).float().numpy()
+
+
+def _in_eval_mode(
+    model: AnomalyModel, function: Callable[[Tensor], Tensor], split: Split, device: torch.device
+) -> Tensor:
+    """``function`` of all images of a split, on the CPU; under DDP each process computes a part and all get the whole."""
     distributed = torch.distributed.is_initialized()
     rank = torch.distributed.get_rank() if distributed else 0
     world = torch.distributed.get_world_size() if distributed else 1
     was_training = model.training
     model.eval()
     with torch.inference_mode():
-        chunks = split.images.split(SCORING_BATCH)[rank::world]
-        mine = [model.anomaly_score(to_float(chunk, device)) for chunk in chunks]
+        mine = [function(to_float(chunk, device)) for chunk in split.chunks()[rank::world]]
     model.train(was_training)
-    mine = [scores.cpu().double() for scores in mine]
+    mine = [values.cpu() for values in mine]
     if not distributed:
-        return torch.cat(mine).numpy()
+        return torch.cat(mine)
     everyone: list = [None] * world
     torch.distributed.all_gather_object(everyone, mine)
     count = sum(len(part) for part in everyone)
-    return torch.cat([everyone[chunk % world][chunk // world] for chunk in range(count)]).numpy()
+    return torch.cat([everyone[chunk % world][chunk // world] for chunk in range(count)])

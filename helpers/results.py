@@ -9,46 +9,70 @@ from pytorch_lightning.utilities import rank_zero_only
 from helpers import metrics, plots, runtime
 from helpers.training import RESULTS, Scores, Trained
 
+PIXEL_PERCENTILE = 99.9  # defects are small: one pixel in a thousand of good images may be flagged
 
-def measure(scores: Scores, percentile: float = 99.0) -> tuple[dict[str, float], float]:
+
+def measure(
+    scores: Scores, percentile: float = 99.0, pixel_percentile: float = PIXEL_PERCENTILE
+) -> tuple[dict[str, float], float]:
     """Print and return the metrics on the test split, and the threshold from held-out normal images.
 
-    percentile: of the held-out normal scores, which becomes the threshold.
+    percentile: of the held-out normal scores, which becomes the threshold; pixel_percentile: the same for
+    the pixels of anomaly maps, where the model has them and the data set marks defects.
     """
-    values, limit = metrics.summary(scores.score, scores.label, scores.validation, percentile)
+    values, limits = _measured(scores, percentile, pixel_percentile)
     anomalous = int(scores.label.sum())
     print(f"{scores.title}: {len(scores.label) - anomalous:,} normal and {anomalous:,} anomalous test images")
+    if scores.measures_pixels:
+        print(f"  pixels of the {int(scores.has_mask.sum())} images whose defects are marked (or that have none)")
     for name, value in values.items():
-        note = "  chosen on the test set: flatters" if name == "best_f1_on_test" else ""
-        print(f"  {name:18} {value:.4f}{note}")
-    source = f"{percentile:g}th percentile of {len(scores.validation):,} held-out normal images"
-    print(f"  {'threshold':18} {limit:.4g}  {source}")
-    return values, limit
+        note = "  chosen on the test set: flatters" if name.endswith("best_f1_on_test") else ""
+        print(f"  {name:28} {value:.4f}{note}")
+    for name in ("threshold", "pixel_threshold"):
+        if name in limits:
+            of = "pixels of " if name == "pixel_threshold" else ""
+            source = f"{limits[f'{name}_percentile']:g}th percentile of {of}{len(scores.validation):,} held-out normal images"
+            print(f"  {name:28} {limits[name]:.4g}  {source}")
+    return values, limits["threshold"]
+
+
+def _measured(scores: Scores, percentile: float, pixel_percentile: float) -> tuple[dict[str, float], dict]:
+    values, limit = metrics.summary(scores.score, scores.label, scores.validation, percentile)
+    limits = {"threshold": limit, "threshold_percentile": percentile}
+    if scores.measures_pixels:
+        marked = scores.marked()
+        of_pixels, limit = metrics.pixel_summary(marked.maps, marked.masks, scores.validation_maps, pixel_percentile)
+        values |= of_pixels
+        limits |= {"pixel_threshold": limit, "pixel_threshold_percentile": pixel_percentile}
+    return values, limits
 
 
 def report(
-    scores: Scores, trained: Trained, percentile: float = 99.0, seeds: dict[str, list[float]] | None = None
+    scores: Scores,
+    trained: Trained,
+    percentile: float = 99.0,
+    seeds: dict[str, list[float]] | None = None,
+    pixel_percentile: float = PIXEL_PERCENTILE,
 ) -> dict:
     """Write results.json, metrics and figures into the TensorBoard version of ``trained``.
 
     seeds: {metric: [one value per seed]} where the training was repeated.
     The version of a model that was loaded is left as it is.  Returns the content of results.json.
     """
-    values, limit = metrics.summary(scores.score, scores.label, scores.validation, percentile)
+    values, limits = _measured(scores, percentile, pixel_percentile)
     result = {
         "notebook": trained.run.notebook,
         "profile": trained.run.profile,
         "seed": trained.model.hparams.get("seed", trained.run.seed),
         **{name: value for name, value in trained.history.items() if not name.startswith("frame")},
         "scoring_images_per_second": round(scores.images_per_second),
-        "threshold": limit,
-        "threshold_percentile": percentile,
+        **limits,
         "metrics": values,
         "seeds": seeds or {},
         "versions": runtime.versions(),
     }
     if trained.logger is not None and rank_zero_only.rank == 0:
-        _log(scores, trained, values, limit)
+        _log(scores, trained, values, limits["threshold"])
         write_json(trained.folder / RESULTS, result)
     return result
 

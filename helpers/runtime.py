@@ -127,14 +127,19 @@ def best_device() -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
-def best_precision(device: torch.device) -> str:
+def best_precision(device: torch.device, large_convolutions: bool = False) -> str:
     """Lightning's precision: bf16 only where the GPU computes it natively (Ampere and newer).
 
-    A T4 emulates bf16 and would be slower with it, so it trains in float32.
+    A T4 emulates bf16 and would be slower with it, so it trains in float32.  On a CPU with bf16
+    instructions it pays for large convolutions only: casting costs more than it saves in small ones.
     """
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")
         if torch.cuda.is_bf16_supported(including_emulation=False):
+            return "bf16-mixed"
+    if device.type == "cpu" and large_convolutions:
+        has = getattr(torch.cpu, "get_capabilities", dict)()  # torch < 2.10 does not tell: float32 then
+        if has.get("avx512_bf16") or has.get("amx_bf16"):
             return "bf16-mixed"
     return "32-true"
 

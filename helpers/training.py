@@ -7,7 +7,7 @@ import re
 import tempfile
 import time
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from helpers import runtime
 from helpers.callbacks import AtomicCheckpointIO, Keep, Record, TrainingError, Watch, check_finite
 from helpers.data.loader import OneClassData
-from helpers.models import AdversarialModel, AnomalyModel, score_images
+from helpers.models import AdversarialModel, AnomalyModel, map_images, score_images
 
 # Lightning 2.6 with torch >= 2.13 warns, once per loader, about a class that Lightning itself uses
 warnings.filterwarnings("ignore", message=r".*LeafSpec.*is deprecated", module="pytorch_lightning")
@@ -54,6 +54,7 @@ def fit(
     num_nodes: int = 1,
     watch_every: int = 100,
     checkpoint_every: int = 200,
+    show: bool = True,
 ) -> Trained:
     """Train ``model`` for ``settings["epochs"]`` epochs and log to TensorBoard.
 
@@ -63,6 +64,7 @@ def fit(
         optimisers, epoch, batch and random state; what is already trained is loaded.
     devices, strategy, num_nodes: as for Lightning's Trainer; under torchrun they follow its environment.
     watch_every, checkpoint_every: in batches.
+    show: draw the reconstructions in the notebook too, not only in TensorBoard (repeated seeds need not).
 
     Raises TrainingError if a loss is not finite, a checkpoint cannot be written, or the folder exists;
     ValueError for a strategy that trains in copies of this process.
@@ -97,13 +99,16 @@ def fit(
     if last.exists():
         print(f"continuing {runtime.show_path(folder)} after batch {_batches_in(last)}")
     logger = _Logger(folder, _batches_in(last))
-    record, watch = Record(data), Watch(data, every=watch_every)
+    record, watch = Record(data), Watch(data, every=watch_every, show=show)
+    if model.large_convolutions:
+        model.to(memory_format=torch.channels_last)
+    precision = runtime.best_precision(run.device, model.large_convolutions)
     trainer = pl.Trainer(
         accelerator=run.device.type,
         devices=1 if devices == "auto" else devices,
         strategy=strategy,
         num_nodes=num_nodes,
-        precision=run.precision,
+        precision=precision,
         max_epochs=model.hparams.epochs,
         logger=logger,
         log_every_n_steps=min(50, max(1, len(loader))),
@@ -122,7 +127,7 @@ def fit(
         "protocol": data.protocol,
         "device": runtime.device_name(run.device),
         "devices": trainer.world_size,
-        "precision": run.precision,
+        "precision": precision,
         "epochs": trainer.current_epoch,
         "parameters": sum(weights.numel() for weights in model.parameters()),
         "peak_memory_mib": round(runtime.peak_memory_mib(run.device)),
@@ -166,6 +171,8 @@ class Scores:
     score: (N,) float64, higher is more anomalous; label: (N,) 0 or 1; kind: (N,) index into ``kinds``;
     validation: (M,) scores of the held-out normal images, for thresholds; title: data set and protocol;
     images_per_second: speed of scoring the test split.
+    Of a model with anomaly maps, where defects are marked: maps (N, H, W) float32, masks (N, H, W) bool,
+    has_mask (N,) bool, validation_maps (M, H, W) of the held-out normal images; else None.
     """
 
     score: np.ndarray
@@ -175,6 +182,20 @@ class Scores:
     validation: np.ndarray
     title: str
     images_per_second: float
+    maps: np.ndarray | None = None
+    masks: np.ndarray | None = None
+    has_mask: np.ndarray | None = None
+    validation_maps: np.ndarray | None = None
+
+    @property
+    def measures_pixels(self) -> bool:
+        """Whether there is at least one marked defect to compare a map with."""
+        return self.masks is not None and bool(self.masks[self.has_mask].any())
+
+    def marked(self) -> "Scores":
+        """Only the test images whose defects are marked, normal ones included: what pixel metrics may use."""
+        of_images = ("score", "label", "kind", "maps", "masks", "has_mask")
+        return replace(self, **{name: getattr(self, name)[self.has_mask] for name in of_images})
 
 
 def evaluate(model: AnomalyModel, data: OneClassData) -> Scores:
@@ -184,10 +205,14 @@ def evaluate(model: AnomalyModel, data: OneClassData) -> Scores:
     """
     start = time.perf_counter()
     score = score_images(model, data.test, data.device)
-    seconds = time.perf_counter() - start
-    validation = score_images(model, data.validation.normal(), data.device)
+    speed = len(score) / (time.perf_counter() - start)
+    good = data.validation.normal()
     label, kind = data.test.label.cpu().numpy(), data.test.kind.cpu().numpy()
-    return Scores(score, label, kind, data.kinds, validation, data.title, len(score) / seconds)
+    scores = Scores(score, label, kind, data.kinds, score_images(model, good, data.device), data.title, speed)
+    if model.has_map and data.test.mask is not None:
+        scores.maps, scores.validation_maps = (map_images(model, split, data.device) for split in (data.test, good))
+        scores.masks, scores.has_mask = data.test.mask.cpu().numpy(), data.test.has_mask.cpu().numpy()
+    return scores
 
 
 class _Logger(TensorBoardLogger):

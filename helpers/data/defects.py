@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFilter, ImageFont
+from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
 from scipy import ndimage  # comes with scikit-learn
 from torch import Tensor
 
@@ -47,16 +47,20 @@ def paint(
     depth = ndimage.distance_transform_edt(np.pad(region, 1))[1:-1, 1:-1]
     inside = np.argwhere(depth > min(0.08 * side, 0.6 * depth.max()))
     y, x = inside[random.integers(len(inside))] + 0.5
-    ink = Image.new("RGBA", (width * FINE, height * FINE), (0, 0, 0, 0))
-    pixels = image.expand(3, -1, -1).permute(1, 2, 0).numpy() if channels == 1 else image.permute(1, 2, 0).numpy()
-    KINDS[kind](ink, x * FINE, y * FINE, side * FINE, pixels[int(y), int(x)].astype(float), random)
-    layer = np.asarray(ink.resize((width, height), Image.Resampling.BOX), dtype=np.float32)
-    alpha = layer[..., 3:] / 255 * region[..., None]  # nothing is painted on the background
-    mixed = pixels * (1 - alpha) + layer[..., :3] * alpha
-    mixed = np.clip(np.round(mixed), 0, 255).astype(np.uint8)
-    if channels == 1:
-        mixed = mixed[..., :1]
-    return torch.from_numpy(mixed).permute(2, 0, 1).contiguous(), torch.from_numpy(alpha[..., 0] > 0.25)
+    pixels = image.expand(3, -1, -1).permute(1, 2, 0).numpy()
+    half = round(0.35 * side)  # drawn on a window that every kind fits into
+    corner = (int(x) - half, int(y) - half)
+    ink = Image.new("RGBA", (2 * half * FINE, 2 * half * FINE), (0, 0, 0, 0))
+    centre = ((x - corner[0]) * FINE, (y - corner[1]) * FINE)
+    KINDS[kind](ink, *centre, side * FINE, pixels[int(y), int(x)].astype(float), random)
+    layer = ink.resize((2 * half, 2 * half), Image.Resampling.BOX)
+    colour, opacity = Image.new("RGB", (width, height)), Image.new("L", (width, height))
+    colour.paste(layer.convert("RGB"), corner)
+    opacity.paste(layer.getchannel("A"), corner)
+    opacity = ImageChops.multiply(opacity, Image.fromarray(np.uint8(255 * region)))  # nothing on the background
+    mixed = np.array(Image.composite(colour, Image.fromarray(np.ascontiguousarray(pixels)), opacity))[..., :channels]
+    mask = torch.from_numpy(np.asarray(opacity) > 64)
+    return torch.from_numpy(mixed).permute(2, 0, 1).contiguous(), mask
 
 
 def _walk(

@@ -3,9 +3,13 @@
 import os
 import hashlib
 import http.client
+import lzma
+import shutil
+import tarfile
 import tempfile
 import urllib.error
 import urllib.request
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,21 +26,24 @@ class DamagedFile(DataError):
     """A file that is there is not what it should be."""
 
 
-def md5_of(path: Path) -> str:
-    """MD5 of a file as 32 hex digits, read in chunks."""
-    digest = hashlib.md5(usedforsecurity=False)
+def checksum_of(path: Path, algorithm: str) -> str:
+    """``md5`` or ``sha256`` of a file in hex digits, read in chunks."""
     with open(path, "rb") as file:
-        while chunk := file.read(CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, lambda: hashlib.new(algorithm, usedforsecurity=False)).hexdigest()
 
 
-def verify(path: Path, md5: str) -> None:
-    """Raise DamagedFile, naming file, expected and found MD5, if ``path`` is not the file it should be."""
-    found = md5_of(path)
-    if found != md5:
+def verify(path: Path, checksum: str | None) -> None:
+    """Raise DamagedFile, naming file, expected and found checksum, if ``path`` is not the file it should be.
+
+    checksum: MD5 (32 hex digits) or SHA-256 (64); None where none is published, and nothing is checked.
+    """
+    if checksum is None:
+        return
+    algorithm = {32: "md5", 64: "sha256"}[len(checksum)]
+    found = checksum_of(path, algorithm)
+    if found != checksum:
         raise DamagedFile(
-            f"{path} is damaged or another file: expected MD5 {md5}, found {found} "
+            f"{path} is damaged or another file: expected {algorithm.upper()} {checksum}, found {found} "
             f"({path.stat().st_size:,} bytes). Delete it and run again, or put the right file there."
         )
 
@@ -54,33 +61,41 @@ def make_folder(folder: Path) -> Path:
     return folder
 
 
-def download(urls: Sequence[str], path: Path, md5: str, timeout: float = 20.0, progress: bool = True) -> Path:
+def download(
+    urls: Sequence[str], path: Path, checksum: str | None, timeout: float = 20.0, progress: bool = True
+) -> Path:
     """Fetch ``path`` from the first of ``urls`` that delivers it whole.
 
     Bytes go to ``path.part``, which a later call resumes with an HTTP Range request; the name
     ``path`` appears only after the checksum holds, so a half-finished download never counts as data.
+    checksum: as for ``verify``; without one, the length that the server announced has to hold.
     timeout: seconds without a byte after which a mirror counts as stalled.
     Raises DataError, with each mirror's reason and how to place the file by hand.
     """
     make_folder(path.parent)
+    name = hashlib.md5(str(path).encode(), usedforsecurity=False).hexdigest()
     # several processes of one training may want the same file: one fetches, the others then find it
-    with FileLock(Path(tempfile.gettempdir()) / f"anomaly-download-{os.getuid()}-{md5}.lock"):
+    with FileLock(Path(tempfile.gettempdir()) / f"anomaly-download-{os.getuid()}-{name}.lock"):
         if not path.exists():
-            _from_mirrors(urls, path, md5, timeout, progress)
+            _from_mirrors(urls, path, checksum, timeout, progress)
     return path
 
 
-def _from_mirrors(urls: Sequence[str], path: Path, md5: str, timeout: float, progress: bool) -> None:
+def _from_mirrors(urls: Sequence[str], path: Path, checksum: str | None, timeout: float, progress: bool) -> None:
     part = path.with_name(path.name + ".part")
     reasons = []
     for url in urls:
         resumed = part.exists()
         try:
             _fetch(url, part, timeout, progress)
-            if resumed and md5_of(part) != md5:  # what was there before may be the fault: once more, whole
-                part.unlink()
+            try:
+                verify(part, checksum)
+            except DamagedFile:
+                if not resumed:
+                    raise
+                part.unlink()  # what was there before may be the fault: once more, whole
                 _fetch(url, part, timeout, progress)
-            verify(part, md5)
+                verify(part, checksum)
         except DataError as error:
             reasons.append(f"  {url}: {error}")
             part.unlink(missing_ok=True)
@@ -91,7 +106,7 @@ def _from_mirrors(urls: Sequence[str], path: Path, md5: str, timeout: float, pro
             part.replace(path)
             return
     raise DataError(
-        f"could not download {path.name}:\n" + "\n".join(reasons) + f"\nFetch it by hand and put it at {path} (MD5 {md5})."
+        f"could not download {path.name}:\n" + "\n".join(reasons) + f"\nFetch it by hand and put it at {path}" + (f" (checksum {checksum})." if checksum else ".")
     )
 
 
@@ -117,6 +132,28 @@ def _fetch(url: str, part: Path, timeout: float, progress: bool) -> None:
     got = part.stat().st_size
     if total is not None and got < total:
         raise ConnectionError(f"interrupted after {got:,} of {total:,} bytes")
+
+
+def unpack(archive: Path, inner: str, target: Path) -> None:
+    """Unpack the folder ``inner`` of a tar archive as ``target``, which appears only when it is whole.
+
+    Members that would land outside of the folder are refused (tarfile's "data" filter).
+    Raises DamagedFile, after removing the archive, if it is cut short, damaged or without such a folder.
+    """
+    unfinished = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        with tarfile.open(archive) as tar:
+            tar.extractall(unfinished, (member for member in tar if member.name.startswith(f"{inner}/")), filter="data")
+        (unfinished / inner).replace(target)
+    except (tarfile.TarError, lzma.LZMAError, EOFError, FileNotFoundError, zlib.error) as error:
+        archive.unlink()
+        raise DamagedFile(
+            f"{archive.name} is damaged, or holds no folder {inner} ({error}): it was removed, run again to fetch it anew"
+        ) from error
+    except OSError as error:
+        raise DataError(f"could not unpack {archive.name} to {target} ({error.strerror}): make room, then run again") from error
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def _bar(part: Path, have: int, total: int | None, progress: bool):

@@ -3,7 +3,6 @@
 import gzip
 import os
 import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,9 +10,9 @@ import torch
 from torchvision import datasets
 
 from helpers.data import samples
-from helpers.data.download import DamagedFile, DataError, download, make_folder, verify
+from helpers.data.download import download, make_folder, verify
 from helpers.data.loader import Augment, OneClassData, Split
-from helpers.runtime import Run, data_mode, show_path
+from helpers.runtime import Run, show_path
 
 CLASSES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 # file: (MD5 of the .gz, bytes once unpacked)
@@ -129,26 +128,16 @@ class MNISTOneClass(FashionMNISTOneClass):
 
 
 def fashion_mnist_root(run: Run, source: Source = FASHION_MNIST) -> tuple[Path, bool]:
-    """The folder to give torchvision, and whether it holds the embedded sample instead of the real data.
+    """The folder to give torchvision, and whether it holds the embedded sample instead of the real data."""
 
-    Follows ``AD_DATA``: ``auto`` tries the files at hand, then the mirrors, then says loudly that it
-    uses the sample; ``real`` raises DataError instead; ``sample`` never looks for the real files.
-    """
-    mode = data_mode(run.profile)
-    if mode != "sample":
-        try:
-            return _real(source, run.data_dir), False
-        except DamagedFile:  # a mistake to mend, not a reason for another data set
-            raise
-        except DataError as error:
-            if mode == "real":
-                raise
-            print(_no_data_banner(source, run, error))
-    parent = Path(tempfile.gettempdir()) / f"anomaly-samples-{os.getuid()}" if run.profile == "smoke" else run.data_dir / "sample"
-    raw = samples.digits_as_fashion_mnist(source.raw(make_folder(parent)))
-    for name in source.files:
-        _unpack(raw / f"{name}.gz")
-    return parent, True
+    def sample(parent: Path) -> Path:
+        raw = samples.digits_as_fashion_mnist(source.raw(parent))
+        for name in source.files:
+            _unpack(raw / f"{name}.gz")
+        return parent
+
+    how = f"Put the four .gz files of {source.name} into {show_path(source.raw(run.data_dir))}"
+    return samples.real_or_sample(run, lambda: _real(source, run.data_dir), sample, "handwritten digits", how)
 
 
 def _real(source: Source, data_dir: Path) -> Path:
@@ -193,12 +182,3 @@ def _class_index(name: int | str, classes: tuple[str, ...]) -> int:
         return name
     choices = ", ".join(f"{index} {label}" for index, label in enumerate(classes))
     raise ValueError(f"unknown class {name!r}: choose one of {choices}")
-
-
-def _no_data_banner(source: Source, run: Run, error: DataError) -> str:
-    line = "!" * 96
-    return (
-        f"{line}\n!!  REAL DATA NOT FOUND: running on EMBEDDED SAMPLE DATA (handwritten digits). Numbers mean nothing.\n"
-        f"!!  Put the four .gz files of {source.name} into {show_path(source.raw(run.data_dir))}, or set AD_DATA_DIR.\n"
-        f"{line}\nreason: {error}"
-    )

@@ -12,23 +12,34 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
+SCORING_VALUES = 2_000_000  # of the images scored at once, so that memory does not grow with the images
 SCORING_BATCH = 500
 
 
 @dataclass
 class Split:
-    """Images of one split.  images: (N, C, H, W) uint8; label: (N,) 0 normal, 1 anomalous; kind: (N,) class index."""
+    """Images of one split.  images: (N, C, H, W) uint8; label: (N,) 0 normal, 1 anomalous; kind: (N,) class index.
+
+    Where defects are marked, mask: (N, H, W) bool, True on a defect, and has_mask: (N,) bool, False for
+    anomalous images whose defect nobody marked (their mask is empty and means nothing).
+    """
 
     images: Tensor
     label: Tensor
     kind: Tensor
+    mask: Tensor | None = None
+    has_mask: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.images)
 
+    def chunks(self) -> tuple[Tensor, ...]:
+        """The images in their order, in parts small enough to be scored at once."""
+        return self.images.split(max(1, min(SCORING_BATCH, SCORING_VALUES // self.images[0].numel())))
+
     def pick(self, index: Tensor) -> "Split":
         """The images at ``index``, in that order."""
-        return Split(self.images[index], self.label[index], self.kind[index])
+        return Split(*(None if values is None else values[index] for values in vars(self).values()))
 
     def normal(self) -> "Split":
         """Only the normal images."""
@@ -110,22 +121,37 @@ class Batches:
 
     The composition of a batch is fixed (``normals`` + ``anomalies`` images), so that a training step
     slices it without asking the device which image is which.  An epoch is a permutation seeded by
-    (seed, epoch): each normal image at most once, the last incomplete batch dropped; anomalies are
-    repeated where an epoch needs more than there are.  Under DDP each process takes every world-th
+    (seed, epoch): each normal image at most once, the last incomplete batch dropped; with ``images_per_epoch``
+    so many normal images, each augmented anew whenever it comes again.  Anomalies are repeated where an
+    epoch needs more than there are.  Under DDP each process takes every world-th
     batch.  A set of more than half of the free device memory stays on the host and comes through a
     torch DataLoader with workers: the same batches, slower.  The position is part of a checkpoint
     (``state_dict``), so that a resumed epoch goes on with the very next batch.
     """
 
-    def __init__(self, split: Split, normals: int, anomalies: int, device: torch.device, seed: int, augment: Augment, workers: int = 2):
+    def __init__(
+        self,
+        split: Split,
+        normals: int,
+        anomalies: int,
+        device: torch.device,
+        seed: int,
+        augment: Augment,
+        images_per_epoch: int | None = None,
+        workers: int = 2,
+    ):
         self.normal_index = torch.nonzero(split.label == 0)[:, 0]
         self.anomalous_index = torch.nonzero(split.label == 1)[:, 0]
         self.normals, self.anomalies = normals, anomalies
         if anomalies and not len(self.anomalous_index):
             raise ValueError(f"each batch is to hold {anomalies} anomalous images, but the training set has none")
         world = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
-        if len(self.normal_index) < normals * world:
-            raise ValueError(f"a batch of {normals} normal images is larger than the training set ({len(self.normal_index)} normal images)")
+        self.images_per_epoch = images_per_epoch or len(self.normal_index)
+        if self.images_per_epoch < normals * world or not len(self.normal_index):
+            raise ValueError(
+                f"a batch of {normals} normal images is larger than the training set "
+                f"({len(self.normal_index)} normal images, {self.images_per_epoch} an epoch)"
+            )
         self.device, self.seed, self.augment, self.workers = device, seed, augment, workers
         self.resident = split.images.nbytes <= free_memory(device) / 2
         self.images = split.images.to(device) if self.resident else split.images
@@ -134,7 +160,7 @@ class Batches:
 
     def __len__(self) -> int:
         world = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
-        return len(self.normal_index) // (self.normals * world)
+        return self.images_per_epoch // (self.normals * world)
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the permutation; called before each epoch."""
@@ -208,9 +234,17 @@ class OneClassData(pl.LightningDataModule):
     protocol: str
     is_sample: bool = False
 
-    def __init__(self, device: torch.device, batch_size: int, anomalies_per_batch: int, seed: int, augment: Augment | None = None):
+    def __init__(
+        self,
+        device: torch.device,
+        batch_size: int,
+        anomalies_per_batch: int,
+        seed: int,
+        augment: Augment | None = None,
+        images_per_epoch: int | None = None,
+    ):
         super().__init__()
-        self.device, self.seed = device, seed
+        self.device, self.seed, self.images_per_epoch = device, seed, images_per_epoch
         self.normals_per_batch, self.anomalies_per_batch = batch_size - anomalies_per_batch, anomalies_per_batch
         self.augment = augment or Augment()
 
@@ -221,7 +255,15 @@ class OneClassData(pl.LightningDataModule):
 
     def train_dataloader(self) -> Batches:
         """One epoch of ``(normal, anomalous)`` batches, already on the device."""
-        return Batches(self.train, self.normals_per_batch, self.anomalies_per_batch, self.device, self.seed, self.augment)
+        return Batches(
+            self.train,
+            self.normals_per_batch,
+            self.anomalies_per_batch,
+            self.device,
+            self.seed,
+            self.augment,
+            self.images_per_epoch,
+        )
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Number of normal and anomalous images in each split."""

@@ -5,14 +5,40 @@ import os
 import shutil
 import struct
 import tempfile
+from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
-from helpers.data.download import make_folder
-from helpers.runtime import Run
+from helpers.data.download import DamagedFile, DataError, make_folder
+from helpers.runtime import Run, data_mode
+
+
+def real_or_sample(
+    run: Run, real: Callable[[], Path], sample: Callable[[Path], Path], shows: str, how: str
+) -> tuple[Path, bool]:
+    """The folder of the real data, or of its embedded stand-in, and whether it is the stand-in.
+
+    real: finds or fetches the real data, or raises DataError; sample: writes the stand-in below a folder.
+    shows: what the stand-in shows; how: how to place the real data by hand.
+    Follows ``AD_DATA``: ``auto`` tries the real data, then says loudly that it uses the sample;
+    ``real`` raises the DataError instead; ``sample`` never looks for the real data.
+    """
+    mode = data_mode(run.profile)
+    if mode != "sample":
+        try:
+            return real(), False
+        except DamagedFile:  # a mistake to mend, not a reason for another data set
+            raise
+        except DataError as error:
+            if mode == "real":
+                raise
+            line = "!" * 96
+            print(f"{line}\n!!  REAL DATA NOT FOUND: running on EMBEDDED SAMPLE DATA ({shows}). Numbers mean nothing.")
+            print(f"!!  {how}, or set AD_DATA_DIR.\n{line}\nreason: {error}")
+    return sample(sample_folder(run)), True
 
 
 def sample_folder(run: Run) -> Path:
@@ -60,20 +86,73 @@ def digits_as_fashion_mnist(folder: Path) -> Path:
     large = torch.nn.functional.interpolate(small, size=20, mode="bicubic").clamp(0, 1)
     images = torch.nn.functional.pad(large, [4] * 4).mul(255).round().byte().squeeze(1).numpy()
     test = np.arange(len(images)) % 4 == 0
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = folder.with_name(f"{folder.name}.{os.getpid()}")
-    unfinished.mkdir(exist_ok=True)
-    try:
+    with written_whole(folder) as unfinished:
         for stem, chosen in (("train", ~test), ("t10k", test)):
             write_idx(unfinished / f"{stem}-images-idx3-ubyte.gz", images[chosen])
             write_idx(unfinished / f"{stem}-labels-idx1-ubyte.gz", digits.target[chosen].astype(np.uint8))
-        unfinished.rename(folder)
-    except OSError:
-        if not folder.exists():  # else another process was faster: its folder is the same
-            raise
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
     return folder
+
+
+def hazelnuts_as_mvtec(folder: Path, train: int = 40, good: int = 6, each_kind: int = 4, size: int = 256) -> Path:
+    """Rendered hazelnuts in MVTec's layout in ``folder``: good ones, and four kinds of defects with exact masks.
+
+    train, good, each_kind: images in train/good, in test/good and in each test/<kind>.
+    Nothing is written if the folder is there.  Returns ``folder``.
+    """
+    if folder.exists():
+        return folder
+    import torch
+
+    from helpers.data.defects import paint
+
+    def save(image: torch.Tensor, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image.permute(1, 2, 0).numpy().squeeze()).save(path)
+
+    random = np.random.default_rng(0)
+    with written_whole(folder) as unfinished:
+        for part, count in (("train", train), ("test", good)):
+            for number in range(count):
+                save(_hazelnut(size, random)[0], unfinished / part / "good" / f"{number:03}.png")
+        for kind in ("crack", "cut", "hole", "print"):
+            for number in range(each_kind):
+                nut, region = _hazelnut(size, random)
+                image, mask = paint(nut, kind, random, region)
+                save(image, unfinished / "test" / kind / f"{number:03}.png")
+                save(mask.byte().mul(255)[None], unfinished / "ground_truth" / kind / f"{number:03}_mask.png")
+    return folder
+
+
+def _hazelnut(size: int, random: np.random.Generator):
+    """A rendered hazelnut, (3, size, size) uint8, and where it is, (size, size) bool."""
+    import torch
+    from scipy import ndimage
+
+    def noise(blur: float) -> np.ndarray:
+        field = ndimage.gaussian_filter(random.normal(size=(size, size)), blur, mode="wrap")
+        return field / field.std()
+
+    y, x = (np.mgrid[:size, :size] + 0.5) / size - 0.5
+    y, x = y - random.uniform(-0.03, 0.03), x - random.uniform(-0.03, 0.03)
+    turn = random.uniform(0, 2 * np.pi)
+    along, across = x * np.cos(turn) + y * np.sin(turn), y * np.cos(turn) - x * np.sin(turn)
+    half = random.uniform(0.3, 0.34)
+    angle = np.arctan2(across, along)
+    outline = half * (1 + 0.13 * np.exp(-((angle / 0.3) ** 2)) + 0.02 * np.cos(3 * angle))  # a tip at angle 0
+    distance = np.hypot(along, across) / outline
+    region = distance < 1
+    height = np.sqrt(np.clip(1 - distance**2, 0, 1))
+    light = np.clip(0.35 + 0.55 * height - 0.35 * (x + y) / half * 0.5, 0.1, 1.1)
+    ribs = np.cos(14 * np.arcsin(np.clip(across / outline / np.sqrt(np.clip(1 - (along / outline) ** 2, 0.05, 1)), -1, 1)) + 0.5 * noise(6))
+    edge = -0.5 + 0.05 * noise(5)
+    cap = 1 / (1 + np.exp((along / half - edge) / 0.02))  # the rough base, where the nut grew
+    shell = light * (1 + 0.09 * ribs + 0.03 * noise(1.5))
+    base = light * (1 + 0.14 * noise(1)) * 0.85
+    colour = (1 - cap)[..., None] * shell[..., None] * [205, 105, 62] + cap[..., None] * base[..., None] * [190, 145, 105]
+    soft = np.clip((1 - distance) * size / 8, 0, 1)[..., None]
+    background = np.array([33, 34, 41]) + noise(20)[..., None]
+    image = soft * colour + (1 - soft) * background + random.normal(0, 1.5, (size, size, 1))
+    return torch.from_numpy(np.clip(image, 0, 255).astype(np.uint8)).permute(2, 0, 1).contiguous(), region
 
 
 KEY_SIDE = 160  # pixels of a keycap picture

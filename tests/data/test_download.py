@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from helpers.data.download import CHUNK, DataError, download, make_folder, md5_of, verify
+from helpers.data.download import CHUNK, DataError, download, make_folder, checksum_of, verify
 
 CONTENT = random.Random(0).randbytes(2 * CHUNK + 12_345)  # more than one chunk, and not a whole number of them
 MD5 = hashlib.md5(CONTENT).hexdigest()
@@ -204,9 +204,9 @@ def test_make_folder_leaves_no_trace_of_its_check(tmp_path):
     make_folder(tmp_path / "a")
 
 
-def test_md5_of_a_file_of_several_chunks(tmp_path):
+def test_checksum_of_a_file_of_several_chunks(tmp_path):
     (tmp_path / "file").write_bytes(CONTENT)
-    assert md5_of(tmp_path / "file") == MD5
+    assert checksum_of(tmp_path / "file", "md5") == MD5
     verify(tmp_path / "file", MD5)
 
 
@@ -215,5 +215,5 @@ def test_verify_names_the_file_and_both_checksums(tmp_path):
     path.write_bytes(CONTENT[:-1])
     with pytest.raises(DataError) as caught:
         verify(path, MD5)
-    for part in (str(path), MD5, md5_of(path), f"{len(CONTENT) - 1:,} bytes"):
+    for part in (str(path), MD5, checksum_of(path, "md5"), f"{len(CONTENT) - 1:,} bytes"):
         assert part in str(caught.value)

@@ -7,7 +7,7 @@ import torch
 
 from helpers import runtime
 from helpers.data import fashion_mnist, samples
-from helpers.data.download import DataError, md5_of
+from helpers.data.download import DataError, checksum_of
 from helpers.data.fashion_mnist import (
     CLASSES,
     FASHION_MNIST,
@@ -57,7 +57,7 @@ def offline(dead_url, monkeypatch):
 
 def expected(raw: Path) -> dict:
     packed = {name: raw / f"{name}.gz" for name in FILES}
-    return {name: (md5_of(path), len(gzip.decompress(path.read_bytes()))) for name, path in packed.items()}
+    return {name: (checksum_of(path, "md5"), len(gzip.decompress(path.read_bytes()))) for name, path in packed.items()}
 
 
 def numbers(split: Split) -> list[int]:
@@ -225,7 +225,7 @@ def test_the_sample_is_written_and_unpacked_once(make_run, tmp_path, monkeypatch
 
 def test_the_smoke_profile_takes_the_sample_and_leaves_the_data_folder_alone(make_run, tmp_path, monkeypatch):
     monkeypatch.delenv("AD_DATA", raising=False)
-    monkeypatch.setattr(fashion_mnist.tempfile, "gettempdir", lambda: str(tmp_path / "tmp"))
+    monkeypatch.setattr(samples.tempfile, "gettempdir", lambda: str(tmp_path / "tmp"))
     data = FashionMNISTOneClass(make_run("smoke"), limit=3)
     assert data.is_sample
     assert [path.name.rsplit("-", 1)[0] for path in (tmp_path / "tmp").iterdir()] == ["anomaly-samples"]
@@ -322,7 +322,7 @@ def test_a_broken_gz_is_named_with_both_checksums(real_dir, make_run, offline, m
     with pytest.raises(DataError) as caught:
         FashionMNISTOneClass(make_run())
     expected_md5 = FASHION_MNIST.files[name][0]
-    for part in (str(packed), f"expected MD5 {expected_md5}", f"found {md5_of(packed)}"):
+    for part in (str(packed), f"expected MD5 {expected_md5}", f"found {checksum_of(packed, 'md5')}"):
         assert part in str(caught.value)
     assert packed.read_bytes() == broken  # the user's file is theirs to delete
     assert not (real_dir / name).exists() and not list(real_dir.glob("*.part"))
