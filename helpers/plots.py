@@ -80,29 +80,54 @@ def gallery(
     return figure
 
 
+def panels(
+    rows: Mapping[str, object],
+    captions: list[str],
+    title: str,
+    colours: list[str] | None = None,
+    notes: list[str] | None = None,
+    top: float | None = None,
+) -> Figure:
+    """Pictures in named rows, one column an image: what went in, what came out, what was marked.
+
+    rows: {name: pictures}, as (N, C, H, W) uint8 images, (N, H, W) bool masks, drawn white where True, or
+    (N, H, W) float maps, dark at 0 and bright at ``top`` (by default the largest value of the row).
+    captions, colours: above each column; notes: below it.
+    """
+    pictures = {name: torch.as_tensor(row).cpu() for name, row in rows.items()}
+    count, (height, width) = len(captions), next(iter(pictures.values())).shape[-2:]
+    figure, axes = canvas(WIDTH / count * len(rows) * height / width + 0.7, len(rows), count)
+    for line, (name, row) in zip(axes, pictures.items(), strict=True):
+        for column, axis in enumerate(line):
+            if row.dtype == torch.uint8:
+                _image(axis, row[column])
+            elif row.dtype == torch.bool:
+                _image(axis, row[column][None].byte() * 255)
+            else:
+                axis.imshow(row[column].float().numpy(), cmap=ERROR_MAP, vmin=0, vmax=top or float(row.max()))
+                _bare(axis)
+        line[0].set_ylabel(name, fontsize=9)
+    for column, caption in enumerate(captions):
+        axes[0, column].set_title(caption, fontsize=8, color=colours[column] if colours else INK)
+        axes[-1, column].set_xlabel(notes[column] if notes else "", fontsize=8)
+    figure.suptitle(title, fontsize=9)
+    return figure
+
+
 def reconstructions(inputs: torch.Tensor, rebuilt: torch.Tensor, label: torch.Tensor, title: str) -> Figure:
     """Input, reconstruction and squared error, one column an image; all errors share one scale.
 
     inputs, rebuilt: (N, C, H, W) uint8; label: (N,) 0 or 1.
     """
-    inputs, rebuilt, label = inputs.cpu(), rebuilt.cpu(), label.cpu()
-    count = len(inputs)
-    error = ((inputs.float() - rebuilt.float()) / 127.5).square().mean(1)
-    figure, axes = canvas(WIDTH / count * 3 + 0.7, 3, count)
-    for column in range(count):
-        _image(axes[0, column], inputs[column])
-        _image(axes[1, column], rebuilt[column])
-        axes[2, column].imshow(error[column].numpy(), cmap=ERROR_MAP, vmin=0, vmax=2)
-        _bare(axes[2, column])
-        anomalous = bool(label[column])
-        axes[0, column].set_title(
-            "anomal." if anomalous else "normal", fontsize=8, color=ANOMALOUS if anomalous else NORMAL
-        )
-        axes[2, column].set_xlabel(f"{float(error[column].mean()):.3f}", fontsize=8)
-    for axis, name in zip(axes[:, 0], ("input", "output", "error"), strict=True):
-        axis.set_ylabel(name, fontsize=9)
-    figure.suptitle(f"{title}\nbelow each image: its mean squared error", fontsize=9)
-    return figure
+    error = ((inputs.float() - rebuilt.float()) / 127.5).square().mean(1).cpu()
+    return panels(
+        {"input": inputs, "output": rebuilt, "error": error},
+        ["anomal." if anomalous else "normal" for anomalous in label.tolist()],
+        f"{title}\nbelow each image: its mean squared error",
+        [ANOMALOUS if anomalous else NORMAL for anomalous in label.tolist()],
+        [f"{value:.3f}" for value in error.mean((1, 2)).tolist()],
+        top=2,
+    )
 
 
 def film_strip(frames: list[torch.Tensor], batches: list[int], title: str) -> Figure:
