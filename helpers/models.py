@@ -149,17 +149,15 @@ class AdversarialModel(AnomalyModel):
 
 def score_images(model: AnomalyModel, split: Split, device: torch.device) -> np.ndarray:
     """(N,) float64 anomaly scores of a split, independent of batches and of the training mode."""
-    return _in_eval_mode(model, model.anomaly_score, split, device).double().numpy()
+    return of_images(model, model.anomaly_score, split, device).double().numpy()
 
 
 def map_images(model: AnomalyModel, split: Split, device: torch.device) -> np.ndarray:
     """(N, H, W) float32 anomaly maps of a split, independent of batches and of the training mode."""
-    return _in_eval_mode(model, model.anomaly_map, split, device).float().numpy()
+    return of_images(model, model.anomaly_map, split, device).float().numpy()
 
 
-def _in_eval_mode(
-    model: AnomalyModel, function: Callable[[Tensor], Tensor], split: Split, device: torch.device
-) -> Tensor:
+def of_images(model: AnomalyModel, function: Callable[[Tensor], Tensor], split: Split, device: torch.device) -> Tensor:
     """``function`` of all images of a split, on the CPU; under DDP each process computes a part and all get the whole."""
     distributed = torch.distributed.is_initialized()
     rank = torch.distributed.get_rank() if distributed else 0
