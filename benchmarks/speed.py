@@ -4,7 +4,7 @@ From one process and with interleaved repeats, images per second of
   ours       fit() of this course: logging, checkpoints and reconstructions included
   plain      a plain PyTorch loop over the same networks and the same resident data; nothing else
   customary  torchvision data set + DataLoader (2 workers) + the same Lightning module, without any logging
-and the time to score the 10,000 test images.
+and the time to score the test images.
 """
 
 import logging
@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 import yaml
@@ -24,42 +25,60 @@ from torchvision import datasets, transforms
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from helpers import runtime  # noqa: E402
+from helpers import metrics, runtime  # noqa: E402
 from helpers.data.fashion_mnist import FashionMNISTOneClass, fashion_mnist_root  # noqa: E402
-from helpers.data.loader import to_float  # noqa: E402
+from helpers.data.loader import Augment, to_float  # noqa: E402
+from helpers.data.mvtec import MVTec, mvtec_root  # noqa: E402
+from helpers.models import AdversarialModel  # noqa: E402
 from helpers.training import fit, score_images  # noqa: E402
 from tools.notebooks import definitions  # noqa: E402
 
-REPEATS, EPOCHS = 9, 2  # many short rounds: another program on the machine then spoils few of them
+REPEATS = 9  # many short rounds: another program on the machine then spoils few of them
 
 
-MODELS = (("01_baseline_gan", "BaselineGAN", "version_0"), ("02_dcgan", "DCGAN", "version_1"))
+def fashion(run, settings):
+    """Fashion-MNIST as the first two notebooks read it."""
+    return FashionMNISTOneClass(run, batch_size=settings["batch_size"])
+
+
+def mvtec(run, settings):
+    """MVTec as the third notebook reads it, with its augmentation."""
+    augment = Augment(**{name: settings[name] for name in ("flip", "degrees", "shift", "noise")})
+    names = ("dataset", "size", "batch_size", "images_per_epoch")
+    return MVTec(run, augment=augment, **{name: settings[name] for name in names})
+
+
+# notebook, model, version, data, changed settings, rounds
+MODELS = (
+    ("01_baseline_gan", "BaselineGAN", "version_0", fashion, {"epochs": 2}, REPEATS),
+    ("02_dcgan", "DCGAN", "version_1", fashion, {"epochs": 1}, 5),
+    ("03_hazelnut_autoencoder", "HazelnutAutoencoder", "version_2", mvtec, {"epochs": 1, "images_per_epoch": 480}, 5),
+)
 
 
 def main() -> None:
     """One table for each notebook; name some to run only these: python benchmarks/speed.py 02"""
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
-    for notebook, model, version in MODELS:
+    for notebook, model, *rest in MODELS:
         if len(sys.argv) < 2 or notebook[:2] in sys.argv[1:]:
-            compare(notebook, definitions(ROOT / "notebooks" / f"{notebook}.ipynb")[model], version)
+            compare(notebook, definitions(ROOT / "notebooks" / f"{notebook}.ipynb")[model], *rest)
 
 
-def compare(notebook: str, model: type, version: str) -> None:
+def compare(notebook: str, model: type, version: str, make_data, changes: dict, repeats: int) -> None:
     """Print the table of one notebook's model, with the settings of its reference run."""
     device = runtime.best_device()
     folder = Path(tempfile.mkdtemp(prefix="anomaly-bench-"))
-    run = runtime.Run("bench", "full", 0, device, runtime.best_precision(device), runtime.data_dir(), folder)
-    settings = yaml.safe_load((ROOT / "lightning_logs" / version / "hparams.yaml").read_text())
-    epochs, repeats = (EPOCHS, REPEATS) if notebook[:2] == "01" else (1, 5)  # convolutions take longer
-    settings |= {"epochs": epochs}
-    data = FashionMNISTOneClass(run, batch_size=settings["batch_size"])
+    precision = runtime.best_precision(device, model.large_convolutions)
+    run = runtime.Run("bench", "full", 0, device, precision, runtime.data_dir(), folder)
+    settings = yaml.safe_load((ROOT / "lightning_logs" / version / "hparams.yaml").read_text()) | changes
+    data = make_data(run, settings)
     print(
-        f"{data.title}; {runtime.device_name(device)}; batch {settings['batch_size']}, {epochs} epochs, {repeats} repeats"
+        f"{data.title}; {runtime.device_name(device)}; {precision}; batch {settings['batch_size']}, {repeats} repeats"
     )
 
     contenders = {"ours": ours, "plain": plain, "customary": customary}
     for contender in contenders.values():  # warm up: kernels, caches, imports
-        contender(model, settings | {"epochs": 1}, data, run)
+        contender(model, settings, data, run)
     found: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(repeats):
         for name, contender in contenders.items():
@@ -78,6 +97,11 @@ def compare(notebook: str, model: type, version: str) -> None:
         score_images(network, data.test, device)
         seconds.append(time.perf_counter() - start)
     print(f"\nscoring {len(data.test):,} test images: {statistics.median(seconds):.2f} s")
+    if data.test.mask is not None:
+        maps = np.random.default_rng(0).random((110, 256, 256), dtype=np.float32)
+        start = time.perf_counter()
+        metrics.pro_score(maps, maps > 0.99)
+        print(f"per-region overlap (PRO) over 110 maps of 256 x 256 pixels: {time.perf_counter() - start:.1f} s")
     print(
         f"peak memory: {runtime.peak_memory_mib(device):,.0f} MiB ({'GPU' if device.type == 'cuda' else 'process'})\n"
     )
@@ -92,41 +116,59 @@ def ours(model, settings, data, run) -> float:
 def plain(model, settings, data, run) -> float:
     """The loop one would write by hand, as fast as it goes."""
     network = model(settings).to(run.device).train()
+    if model.large_convolutions:
+        network.to(memory_format=torch.channels_last)
     split, device = data.train, run.device
     images = split.images.to(device)
     normal, anomalous = (torch.nonzero(split.label == value)[:, 0].to(device) for value in (0, 1))
-    count = len(normal) // data.normals_per_batch
+    per_epoch = data.images_per_epoch or len(normal)
+    count = per_epoch // data.normals_per_batch
     stand_in = SimpleNamespace(estimated_stepping_batches=settings["epochs"] * count)  # all that a schedule asks for
     network.trainer = stand_in
     made = network.configure_optimizers()
-    (generator, discriminators), schedulers = made if isinstance(made, tuple) else (made, ())
+    optimizers, schedulers = made if isinstance(made, tuple) else (made, ())
+    optimizers = optimizers if isinstance(optimizers, list) else [optimizers]
+    step = adversarial_step if issubclass(model, AdversarialModel) else one_loss_step
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=run.precision == "bf16-mixed")
     start = _now(device)
     for _ in range(settings["epochs"]):
-        first = normal[torch.randperm(len(normal), device=device)]
+        rounds = -(-per_epoch // len(normal))
+        first = torch.cat([normal[torch.randperm(len(normal), device=device)] for _ in range(rounds)])
         second = anomalous[torch.randperm(len(anomalous), device=device)]
         for batch in range(count):
             n = first[batch * data.normals_per_batch : (batch + 1) * data.normals_per_batch]
             a = second[batch * data.anomalies_per_batch : (batch + 1) * data.anomalies_per_batch]
-            x, y = to_float(images[n]), to_float(images[a])
-            with autocast:
-                made = network.generate(x, y)
-                loss = network.weighted_sum(
-                    network.discriminator_losses(x, y, {k: v.detach() for k, v in made.items()})
-                )
-            discriminators.zero_grad()
-            loss.backward()
-            discriminators.step()
-            network.discriminators.requires_grad_(False)
-            with autocast:
-                loss = network.weighted_sum(network.generator_losses(x, y, made))
-            generator.zero_grad()
-            loss.backward()
-            generator.step()
+            step(network, optimizers, data.augment(to_float(images[n])), to_float(images[a]), autocast)
             for scheduler in schedulers:
                 scheduler.step()
-            network.discriminators.requires_grad_(True)
     return settings["epochs"] * count * (data.normals_per_batch + data.anomalies_per_batch) / (_now(device) - start)
+
+
+def one_loss_step(network, optimizers, x, y, autocast) -> None:
+    """One batch of a model with a single loss."""
+    with autocast:
+        loss = network.weighted_sum(network.losses(x, y))
+    optimizers[0].zero_grad()
+    loss.backward()
+    optimizers[0].step()
+
+
+def adversarial_step(network, optimizers, x, y, autocast) -> None:
+    """One batch of a generator and its discriminators."""
+    generator, discriminators = optimizers
+    with autocast:
+        made = network.generate(x, y)
+        loss = network.weighted_sum(network.discriminator_losses(x, y, {k: v.detach() for k, v in made.items()}))
+    discriminators.zero_grad()
+    loss.backward()
+    discriminators.step()
+    network.discriminators.requires_grad_(False)
+    with autocast:
+        loss = network.weighted_sum(network.generator_losses(x, y, made))
+    generator.zero_grad()
+    loss.backward()
+    generator.step()
+    network.discriminators.requires_grad_(True)
 
 
 def customary(model, settings, data, run) -> float:
@@ -137,12 +179,10 @@ def customary(model, settings, data, run) -> float:
             images, labels = (part.to(device) for part in batch)
             return images[labels == 0], images[labels != 0]
 
-    root, _ = fashion_mnist_root(run)
-    transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize(0.5, 0.5)])
-    everything = datasets.FashionMNIST(str(root), train=True, transform=transform)
-    normal = torch.nonzero(everything.targets == 0)[: len(data.train.normal()), 0]
-    others = torch.nonzero(everything.targets != 0)[: len(data.train) - len(normal), 0]
-    chosen = Subset(everything, torch.cat([normal, others]).tolist())
+        def on_train_end(self):
+            """Nothing: only the loop is compared."""
+
+    chosen = files(settings, data, run) if isinstance(data, MVTec) else garments(data, run)
     size = data.normals_per_batch + data.anomalies_per_batch
     loader = DataLoader(chosen, batch_size=size, shuffle=True, drop_last=True, num_workers=2)
     clock = _Clock(run.device)
@@ -159,6 +199,25 @@ def customary(model, settings, data, run) -> float:
     )
     trainer.fit(Customary(settings), loader)
     return settings["epochs"] * len(loader) * size / clock.seconds
+
+
+def garments(data, run) -> Subset:
+    """Fashion-MNIST, transformed image by image; the images of one label that training uses."""
+    root, _ = fashion_mnist_root(run)
+    transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize(0.5, 0.5)])
+    everything = datasets.FashionMNIST(str(root), train=True, transform=transform)
+    normal = torch.nonzero(everything.targets == 0)[: len(data.train.normal()), 0]
+    others = torch.nonzero(everything.targets != 0)[: len(data.train) - len(normal), 0]
+    return Subset(everything, torch.cat([normal, others]).tolist())
+
+
+def files(settings, data, run) -> Subset:
+    """MVTec's files, decoded and augmented one by one, repeated to the length of an epoch."""
+    root, _ = mvtec_root(run, settings["dataset"])
+    steps = [transforms.Resize((settings["size"],) * 2), transforms.RandomHorizontalFlip(settings["flip"])]
+    steps += [transforms.RandomAffine(settings["degrees"], (settings["shift"],) * 2), transforms.ToTensor()]
+    everything = datasets.ImageFolder(str(root / "train"), transforms.Compose([*steps, transforms.Normalize(0.5, 0.5)]))
+    return Subset(everything, [index % len(everything) for index in range(data.images_per_epoch)])
 
 
 class _Clock(pl.Callback):

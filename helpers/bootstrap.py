@@ -9,7 +9,7 @@ from pathlib import Path
 
 REQUIREMENTS = Path(__file__).resolve().parents[1] / "requirements.txt"
 # what the notebooks import; the rest of requirements.txt runs and checks them, which Colab does by itself
-NEEDED = ("torch", "torchvision", "pytorch-lightning", "matplotlib", "scikit-learn", "tensorboard")
+NEEDED = ("torch", "torchvision", "pytorch-lightning", "matplotlib", "scikit-learn", "tensorboard", "ipywidgets")
 
 
 def missing() -> list[str]:

@@ -158,10 +158,11 @@ class Watch(pl.Callback):
     The film (``frames``, at most ``FRAMES`` of them, evenly spaced) becomes part of the checkpoint.
     """
 
-    def __init__(self, data: OneClassData, every: int, images: int = 8, show: bool = True):
+    def __init__(self, data: OneClassData, every: int, show: bool = True):
         self.every, self.show = every, show
         self.title = data.title
-        fixed = data.validation.first_of_each(images)
+        large = data.validation.images.shape[-1] > 2 * FRAME_SIDE
+        fixed = data.validation.first_of_each(4 if large else 8)
         self.inputs, self.label = to_float(fixed.images, data.device), fixed.label
         self.filmed = [*range(2), *range(int((fixed.label == 0).sum()), len(fixed))][:4]
         self.frames: list[torch.Tensor] = []

@@ -15,6 +15,7 @@ NORMAL, ANOMALOUS, THIRD, FOURTH, INK = "#0072B2", "#D55E00", "#009E73", "#CC79A
 CYCLE = (NORMAL, ANOMALOUS, THIRD, FOURTH, "#E69F00", "#56B4E9", INK)
 ERROR_MAP = "magma"
 WIDTH = 9.0  # inches: a notebook's width
+TILE = 128  # pixels: the largest side of an image in TensorBoard's grids
 STYLE = {
     "figure.dpi": 90,
     "font.size": 10,
@@ -59,9 +60,12 @@ def _bare(axis) -> None:
 
 
 def tile(images: torch.Tensor, columns: int = 8) -> torch.Tensor:
-    """(N, C, H, W) uint8 images as one (3, H', W') grid, for TensorBoard."""
+    """(N, C, H, W) uint8 images as one (3, H', W') grid, for TensorBoard; large ones are shrunk, as logs must stay small."""
+    from torchvision.transforms.functional import resize
     from torchvision.utils import make_grid
 
+    if images.shape[-1] > TILE:
+        images = resize(images, [TILE, TILE], antialias=True)
     return make_grid(images.cpu(), nrow=columns, padding=2, pad_value=128)
 
 

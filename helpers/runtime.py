@@ -1,5 +1,6 @@
 """Where am I, and how big may I go: profile, seed, device, precision, paths."""
 
+import functools
 import os
 import platform
 import random
@@ -177,6 +178,12 @@ def peak_memory_mib(device: torch.device) -> float:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2**20 if platform.system() == "Darwin" else peak / 2**10
+
+
+@functools.cache
+def say_once(text: str) -> None:
+    """Print ``text`` unless this process has printed it already: data sets are made anew for every training."""
+    print(text)
 
 
 def show_path(path: Path) -> str:

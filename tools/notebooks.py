@@ -95,15 +95,26 @@ def change(repository: str) -> None:
 
 
 def definitions(path: Path) -> dict:
-    """The imports, functions and classes of a notebook, executed; so tests and benchmarks use its very model."""
+    """Imports, functions, classes and literal CONSTANTS of a notebook, executed; so tests and benchmarks use its very model."""
     sys.path.insert(0, str(ROOT))
     scope: dict = {"__name__": path.stem}
     for cell in json.loads(path.read_text())["cells"]:
         source = "".join(cell["source"])
         if cell["cell_type"] == "code" and not source.startswith(MARK):
-            body = [node for node in ast.parse(source).body if isinstance(node, DEFINITIONS)]
-            exec(compile(ast.Module(body, []), str(path), "exec"), scope)
+            for node in ast.parse(source).body:
+                if isinstance(node, DEFINITIONS) or _is_constant(node, scope):
+                    exec(compile(ast.Module([node], []), str(path), "exec"), scope)
     return scope
+
+
+def _is_constant(node: ast.stmt, scope: dict) -> bool:
+    """Whether a statement gives a NAME in capitals a value made of literals and of such names."""
+    targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AugAssign) else []
+    if not targets or not all(isinstance(target, ast.Name) and target.id.isupper() for target in targets):
+        return False
+    parts = list(ast.walk(node.value))
+    known = all(part.id in scope for part in parts if isinstance(part, ast.Name))
+    return known and not any(isinstance(part, (ast.Call, ast.Attribute)) for part in parts)
 
 
 DEFINITIONS = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef)

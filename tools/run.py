@@ -72,6 +72,7 @@ def execute(source: Path, target: Path) -> int:
         kernel_name="python3",
         resources={"metadata": {"path": str(source.parent)}},
         record_timing=False,
+        store_widget_state=False,
         on_cell_start=tell,
     )
     try:

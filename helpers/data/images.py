@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from helpers.data.download import DamagedFile, DataError
-from helpers.runtime import show_path
+from helpers.runtime import say_once, show_path
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 CONVERTED = {"1": "black and white", "L": "grey", "P": "palette", "CMYK": "CMYK", "LA": "alpha", "RGBA": "alpha"}
@@ -126,7 +126,7 @@ def _tell_conversions(modes: Counter, grey: bool, folder: Path) -> None:
             odd[CONVERTED.get(mode, mode)] += count
     if odd and not (set(modes) == {"L"}):
         names = ", ".join(f"{count} {name}" for name, count in odd.items())
-        print(f"{show_path(folder)}: of {modes.total()} images converted to {'grey' if grey else 'colour'}: {names}")
+        say_once(f"{show_path(folder)}: of {modes.total()} images converted to {'grey' if grey else 'colour'}: {names}")
 
 
 def _cache_file(paths: Sequence[Path], size: int, grey: bool, cache: Path | None) -> Path | None:

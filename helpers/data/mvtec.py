@@ -12,7 +12,7 @@ from helpers.data.defects import object_region, paint
 from helpers.data.download import DamagedFile, checksum_of, download, unpack
 from helpers.data.images import list_images, read_images, read_mask
 from helpers.data.loader import Augment, OneClassData, Split
-from helpers.runtime import Run, show_path
+from helpers.runtime import Run, say_once, show_path
 
 CATEGORIES = (
     "bottle", "cable", "capsule", "carpet", "grid", "hazelnut", "leather", "metal_nut", "pill", "screw", "tile",
@@ -104,7 +104,7 @@ class MVTec(OneClassData):
             raise DamagedFile(f"{root / 'test'} needs a folder good and at least one folder of a defect, each with images")
         without = has_mask.count(False)
         if without:
-            print(f"{show_path(root)}: {without} defective test images have no mask: they count for image metrics only")
+            say_once(f"{show_path(root)}: {without} defective test images have no mask: they count for image metrics only")
         kind = torch.tensor(kind)
         return Split(read_images(paths, size, grey, cache), (kind > 0).long(), kind, torch.stack(masks), torch.tensor(has_mask))
 
