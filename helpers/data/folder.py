@@ -15,13 +15,13 @@ from helpers.data.download import DataError
 from helpers.data.images import list_images, read_images
 from helpers.data.loader import Augment, OneClassData, Split
 from helpers.data.samples import keycaps, sample_folder
-from helpers.runtime import Run, show_path
+from helpers.runtime import Run, say_once, show_path
 
 FEWEST = 10  # different good images
 NORMAL_NAMES = ("good", "ok", "normal")  # of sub-folders with normal test images
 CARD = ("golden sample", "darker", "handmade defects", "shifted", "another object")  # rows of the stress card
 PAINTED = ("scratch", "spot")  # the handmade defects
-DARKER, SHIFTED = 0.5, 0.25  # factor of the brightness; part of the side
+DARKER, SHIFTED = 1 / 3, 0.25  # factor of the brightness; part of the side
 
 
 class Folder(OneClassData):
@@ -87,7 +87,7 @@ def stress_card(golden: Tensor, other: Tensor, seed: int = 0) -> Split:
     """Five rows of test images from good ones: as they are, and changed in four ways that a sphere must notice.
 
     golden: (N, C, H, W) uint8, good images that were not trained on; other: (M, C, H, W), another object.
-    Rows in the order of ``CARD``, N images each (as many of the last as there are): half as bright; with a painted scratch
+    Rows in the order of ``CARD``, N images each (as many of the last as there are): a third as bright; with a painted scratch
     and spot; moved by a quarter of the side, in one of four directions; the other object.
     """
     random = np.random.default_rng(seed)
@@ -154,7 +154,7 @@ def _good_images(path: Path, size: int, grey: bool, cache: Path) -> Tensor:
         same[hashlib.md5(image.numpy().tobytes(), usedforsecurity=False).digest()].append(place)
     copies = [paths[place] for places in same.values() for place in places[1:]]
     if copies:
-        print(
+        say_once(
             f"{show_path(path)}: {len(copies)} of {len(paths)} images are copies of others and left out ({_names(copies)}): "
             "an image both learned and held out would make the threshold too low"
         )
