@@ -108,10 +108,11 @@ def log_latents(trained: Trained, latents: torch.Tensor, images: torch.Tensor, n
 def print_rows(title: str, kind, kinds: tuple[str, ...], named: dict[str, np.ndarray]) -> None:
     """Median score and share of scores above 0 for each kind of image, two columns a model."""
     kind = np.asarray(kind)
-    print(f"{title}\n{'':20}" + "".join(f"{name:>28}" for name in named))
+    print(title)
+    print(f"{'':20}" + "".join(f"{name:>28}" for name in named))
     print(f"{'':20}" + f"{'median score':>17}{'above 0':>11}" * len(named))
-    for row, name in enumerate(kinds):
-        chosen = [score[kind == row] for score in named.values()]
+    for row in np.unique(kind):
+        chosen, name = [score[kind == row] for score in named.values()], kinds[row]
         print(f"{name:20}" + "".join(f"{np.median(part):17.2f}{np.mean(part > 0):11.1%}" for part in chosen))
 
 

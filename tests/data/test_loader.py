@@ -430,3 +430,19 @@ def test_the_data_module_gives_batches_counts_and_a_title():
         "test": {"normal": 7, "anomalous": 0},
     }
     assert epoch(data.train_dataloader(), 0) == epoch(batches(seed=3), 0)
+
+
+def test_held_out_views_are_augmented_copies_of_the_held_out_normal_images():
+    data = OneClassData(CPU, 4, 0, seed=3, augment=Augment(noise=0.2))
+    data.validation = numbered_split(5, 4)
+    state = torch.get_rng_state()
+    views = data.held_out_views(3)
+    assert torch.equal(state, torch.get_rng_state())
+    assert len(views) == 15 and not views.label.any()
+    good = data.validation.normal()
+    assert torch.equal(views.kind, good.kind.repeat(3))
+    assert not torch.equal(views.images[:5], good.images)
+    assert not torch.equal(views.images[:5], views.images[5:10])
+    assert torch.equal(views.images, data.held_out_views(3).images)
+    data.augment = Augment()
+    assert torch.equal(data.held_out_views(2).images, good.images.repeat(2, 1, 1, 1))
