@@ -104,6 +104,54 @@ def test_reconstructions_show_the_error_in_the_units_of_the_loss():
     assert first.get_clim() == second.get_clim()
 
 
+@pytest.mark.parametrize(("channels", "count"), [(1, 1), (3, 4)])
+def test_panels_draw_images_masks_and_maps_in_named_rows(channels, count):
+    some, masks = images(count, channels), images(count)[:, 0] > 128
+    maps = torch.rand(count, 12, 12, generator=torch.Generator().manual_seed(0))
+    captions, notes = ([f"{word} {n}" for n in range(count)] for word in ("crack", "score"))
+    rows = {"Original": some, "Truth": masks, "Map": maps.numpy()}
+    figure = plots.panels(rows, captions, TITLE, [plots.ANOMALOUS] * count, notes)
+    check(figure, TITLE, *rows, *captions, *notes)
+    shown = drawn_images(figure)
+    assert len(shown) == 3 * count
+    np.testing.assert_array_equal(shown[0], some[0, 0] if channels == 1 else some[0].permute(1, 2, 0))
+    np.testing.assert_array_equal(shown[count], 255 * masks[0].numpy())
+    np.testing.assert_array_equal(shown[2 * count], maps[0])
+    assert figure.axes[0].title.get_color() == plots.ANOMALOUS
+
+
+def test_maps_of_a_row_share_one_scale_from_0_and_masks_are_black_and_white():
+    maps = torch.stack([torch.full((8, 8), 0.1), torch.full((8, 8), 0.4)])
+    masks = torch.zeros(2, 8, 8, dtype=torch.bool)
+
+    def scales(figure):
+        return [drawn.get_clim() for axis in figure.axes for drawn in axis.get_images()]
+
+    free = plots.panels({"map": maps, "again": 2 * maps, "mask": masks}, ["a", "b"], TITLE)
+    expected = [(0, 0.4)] * 2 + [(0, 0.8)] * 2 + [(0, 255)] * 2
+    assert scales(free) == [pytest.approx(scale) for scale in expected]
+    assert scales(plots.panels({"map": maps}, ["a", "b"], TITLE, top=2.0)) == [(0, 2)] * 2
+
+
+def test_panels_of_maps_that_are_0_everywhere_are_drawn():
+    # a perfect copy, or a threshold above everything
+    check(plots.panels({"map": torch.zeros(2, 8, 8), "mask": torch.zeros(2, 8, 8) > 0}, ["a", "b"], TITLE), "map")
+
+
+def test_panels_of_images_that_are_not_square_keep_their_shape():
+    wide = plots.panels({"a": images(4)[:, :, :6], "b": images(4)[:, :, :6]}, list("wxyz"), TITLE)
+    square = plots.panels({"a": images(4), "b": images(4)}, list("wxyz"), TITLE)
+    assert wide.get_size_inches()[1] < 0.7 * square.get_size_inches()[1]
+    assert drawn_images(wide)[0].shape == (6, 12)
+
+
+def test_panels_leave_the_pictures_alone():
+    some = images(2)
+    kept = some.clone()
+    plots.panels({"image": some, "half": some.float()[:, 0] / 2}, ["a", "b"], TITLE)
+    assert torch.equal(some, kept)
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("moments", [1, 5])
 def test_film_strip(channels, moments):
@@ -230,6 +278,13 @@ def test_tile_is_one_picture_with_a_grey_frame(channels):
     assert grid.dtype == torch.uint8
     assert torch.equal(grid[:, 2:14, 16:28], some[1].expand(3, -1, -1))
     assert (grid[:, :2] == 128).all()
+
+
+def test_tile_shrinks_large_images_so_that_logs_stay_small():
+    grid = plots.tile(images(3, 3, side=256), columns=8)
+    assert grid.shape == (3, plots.TILE + 4, 3 * (plots.TILE + 2) + 2)
+    kept = images(2, 3, side=plots.TILE)
+    assert torch.equal(plots.tile(kept)[:, 2:-2, 2 : 2 + plots.TILE], kept[0])
 
 
 def test_the_colours_of_normal_and_anomalous_differ_in_lightness_too():

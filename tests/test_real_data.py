@@ -10,6 +10,7 @@ from nbclient import NotebookClient
 
 from helpers import metrics
 from helpers.data.fashion_mnist import FILES, FashionMNISTOneClass
+from helpers.data.mvtec import MVTec
 from helpers.runtime import data_dir, seed_everything
 from helpers.training import evaluate, fit, load
 from tests.conftest import ROOT, notebook_definitions
@@ -19,7 +20,15 @@ needs_fashion_mnist = pytest.mark.skipif(
     not all((RAW / name).exists() or (RAW / f"{name}.gz").exists() for name in FILES),
     reason=f"Fashion-MNIST's files are not in {RAW} (set AD_DATA_DIR, or run a notebook once to download them)",
 )
-pytestmark = [pytest.mark.real_data, needs_fashion_mnist]
+HOME = data_dir() / "mvtec_anomaly_detection"
+pytestmark = pytest.mark.real_data
+
+
+def needs_mvtec(category):
+    return pytest.mark.skipif(
+        not (HOME / category / "train" / "good").is_dir(),
+        reason=f"MVTec AD's {category} is not in {HOME} (set AD_DATA_DIR, or run notebook 3 once to download it)",
+    )
 
 
 @pytest.fixture
@@ -29,6 +38,7 @@ def real(run, monkeypatch):
     return run
 
 
+@needs_fashion_mnist
 def test_baseline_gan_in_two_epochs(real, baseline):
     """Untrained it ranks at about 0.5 to 0.8; without the anomalous branch it stays under 0.92."""
     seed_everything(0)
@@ -38,6 +48,7 @@ def test_baseline_gan_in_two_epochs(real, baseline):
     assert metrics.auroc(scores.score, scores.label) > 0.94
 
 
+@needs_fashion_mnist
 def test_the_committed_weights_give_the_committed_result(real, baseline):
     folder = ROOT / "lightning_logs" / "version_0"
     results = json.loads((folder / "results.json").read_text())
@@ -49,6 +60,7 @@ def test_the_committed_weights_give_the_committed_result(real, baseline):
     assert results["metrics"]["auroc"] > 0.93
 
 
+@needs_fashion_mnist
 def test_one_switch_shows_the_reference_without_training(real, monkeypatch, tmp_path):
     """TRAIN = False: every figure of the reference in about a minute, and nothing written."""
     monkeypatch.setenv("AD_LOGS_DIR", str(tmp_path / "logs"))
@@ -70,6 +82,7 @@ def test_one_switch_shows_the_reference_without_training(real, monkeypatch, tmp_
     assert not (tmp_path / "logs").exists()
 
 
+@needs_fashion_mnist
 def test_the_committed_dcgan_gives_the_committed_result(real):
     folder = ROOT / "lightning_logs" / "version_1"
     results = json.loads((folder / "results.json").read_text())
@@ -82,6 +95,7 @@ def test_the_committed_dcgan_gives_the_committed_result(real):
     assert results["metrics"]["auroc"] > 0.98
 
 
+@needs_fashion_mnist
 def test_the_committed_one_class_dcgan_gives_the_committed_result(real):
     """Its score needs the normal training images: they are looked at again, nothing is trained."""
     folder, page = ROOT / "lightning_logs" / "version_1" / "one_class", notebook_definitions("02_dcgan.ipynb")
@@ -92,3 +106,46 @@ def test_the_committed_one_class_dcgan_gives_the_committed_result(real):
     model.normal = page["what_is_normal"](model, data.train.normal().images)
     scores = evaluate(model, data)
     assert metrics.auroc(scores.score, scores.label) == pytest.approx(results["metrics"]["auroc"], abs=1e-4)
+
+
+def tested(data):
+    """{kind: test images}, and the number of masks of defects."""
+    kinds = {name: int((data.test.kind == index).sum()) for index, name in enumerate(data.kinds)}
+    defective = data.test.label == 1
+    assert data.test.mask[defective & data.test.has_mask].any((1, 2)).all(), "every mask marks something"
+    assert not data.test.mask[~defective].any()
+    return {name: count for name, count in kinds.items() if count}, int((defective & data.test.has_mask).sum())
+
+
+@needs_mvtec("hazelnut")
+def test_the_hazelnuts_are_the_part_or_the_whole_that_the_notebook_names(real):
+    data = MVTec(real, "hazelnut", size=64)
+    kinds, masks = tested(data)
+    good = len(data.train) + len(data.validation.normal())
+    part = {"good": 8, "crack": 7, "cut": 3, "hole": 6, "print": 5}
+    whole = {"good": 40, "crack": 18, "cut": 17, "hole": 18, "print": 17}
+    assert (good, kinds, masks) in ((50, part, 11), (391, whole, 70))
+    assert data.title.startswith(f"hazelnut, {good} good images")
+    assert not data.is_sample
+
+
+@needs_mvtec("transistor")
+def test_the_transistors_are_complete(real):
+    data = MVTec(real, "transistor", size=64)
+    kinds, masks = tested(data)
+    assert len(data.train) + len(data.validation.normal()) == 213
+    assert kinds == {"good": 60, "bent_lead": 10, "cut_lead": 10, "damaged_case": 10, "misplaced": 10}
+    assert masks == 40 and data.test.has_mask.all()
+
+
+@needs_mvtec("hazelnut")
+def test_painted_defects_lie_on_real_nuts(real):
+    data = MVTec(real, "hazelnut", size=128, held_out=0.2)
+    split = data.validation
+    count = len(split.normal())
+    for place in range(count, len(split)):
+        original = split.images[(place - count) % count].float()
+        mask = split.mask[place]
+        assert mask.any()
+        assert (split.images[place] != split.images[(place - count) % count]).any(0)[mask].float().mean() > 0.9
+        assert original.mean(0)[mask].mean() > original[:, :8].mean(), "brighter than the background: on the nut"

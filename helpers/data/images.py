@@ -2,14 +2,16 @@
 
 import hashlib
 import os
+import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
 from helpers.data.download import DamagedFile, DataError
@@ -36,6 +38,15 @@ def list_images(folder: Path, nested: bool = False) -> list[Path]:
     return images
 
 
+@contextmanager
+def _named(path: Path, what: str) -> Iterator[None]:
+    """Pillow's errors as a DamagedFile that names the file."""
+    try:
+        yield
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise DamagedFile(f"{path} cannot be read as {what} ({error}): replace or delete it") from error
+
+
 def read_image(path: Path, size: int | None = None, grey: bool = False) -> tuple[Tensor, str]:
     """One image file as (C, H, W) uint8, and the mode it was stored in.
 
@@ -45,20 +56,16 @@ def read_image(path: Path, size: int | None = None, grey: bool = False) -> tuple
     rotation mark (EXIF) is obeyed.  Raises DamagedFile for a file that cannot be decoded in full, and
     DataError for 16-bit and float images, whose brightness range only their owner knows.
     """
-    try:
-        with Image.open(path) as file:
-            mode = file.mode
-            file.load()
-            if mode.startswith(("I", "F")):
-                raise DataError(
-                    f"{path} has more than 8 bits a channel (mode {mode}): convert it to 8 bits with the brightness "
-                    "range that your parts need, the same for all images"
-                )
-            image = ImageOps.exif_transpose(file)
-    except DataError:
-        raise
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DamagedFile(f"{path} cannot be read as an image ({error}): replace or delete it") from error
+    with _named(path, "an image"), Image.open(path) as file:
+        mode = file.mode
+        packed = str(file.tile[0][3]) if file.tile else ""  # 16-bit colour would be cut to 8 bits without a word
+        file.load()
+        if mode.startswith(("I", "F")) or re.search(r";16[BLN]", packed):
+            raise DataError(
+                f"{path} has more than 8 bits a channel (mode {mode}): convert it to 8 bits with the brightness "
+                "range that your parts need, the same for all images"
+            )
+        image = ImageOps.exif_transpose(file)
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
@@ -74,16 +81,18 @@ def read_mask(path: Path, image: Path, size: int) -> Tensor:
 
     image: the picture it belongs to.  Raises DataError if the two differ in size, DamagedFile as ``read_image``.
     """
-    try:
-        with Image.open(path) as file, Image.open(image) as picture:
-            if file.size != picture.size:
-                raise DataError(
-                    f"the mask {path} is {file.size[0]}x{file.size[1]} pixels, its image {image.name} is "
-                    f"{picture.size[0]}x{picture.size[1]}: a mask marks the pixels of its image one by one"
-                )
-            mask = file.convert("L").resize((size, size), Image.Resampling.NEAREST)
-    except (OSError, SyntaxError, ValueError) as error:
-        raise DamagedFile(f"{path} cannot be read as a mask ({error}): replace or delete it") from error
+    with _named(image, "an image"), Image.open(image) as picture:
+        width, height = picture.size
+        if width != height and picture.getexif().get(ExifTags.Base.Orientation, 1) >= 5:  # seen turned by 90 degrees
+            width, height = height, width
+    with _named(path, "a mask"), Image.open(path) as file:
+        mask = ImageOps.exif_transpose(file)
+        if mask.size != (width, height):
+            raise DataError(
+                f"the mask {path} is {mask.width}x{mask.height} pixels, its image {image.name} is "
+                f"{width}x{height}: a mask marks the pixels of its image one by one"
+            )
+        mask = mask.convert("L").resize((size, size), Image.Resampling.NEAREST)
     return torch.from_numpy(np.array(mask) > 0)
 
 
@@ -101,7 +110,8 @@ def read_images(paths: Sequence[Path], size: int, grey: bool = False, cache: Pat
         try:
             return torch.load(stored, weights_only=True)
         except Exception:  # cut short or of another torch: decoded again
-            stored.unlink(missing_ok=True)
+            with suppress(OSError):
+                stored.unlink(missing_ok=True)
     from tqdm.auto import tqdm
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow decodes outside of Python's lock
@@ -147,8 +157,9 @@ def _store(images: Tensor, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.save(images, unfinished)
         unfinished.replace(path)
-    except OSError:
-        unfinished.unlink(missing_ok=True)
+    except (OSError, RuntimeError):  # RuntimeError: what torch says of a full disk
+        with suppress(OSError):
+            unfinished.unlink(missing_ok=True)
         return
     for old in path.parent.glob(f"{path.name.split('-')[0]}-*.pt"):  # of the same folder before it changed
         if old != path:

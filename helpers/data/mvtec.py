@@ -131,7 +131,7 @@ def _real(run: Run, dataset: str) -> Path:
         if place.is_dir() and (place != places[2] or Path(dataset).name != dataset):
             return place
     if dataset not in CATEGORIES:
-        there = sorted(path.parent.parent.name for path in run.data_dir.glob("*/*/train/good"))
+        there = sorted({path.parent.parent.name for parent in (_home(run), run.data_dir) for path in parent.glob("*/train/good")})
         raise ValueError(
             f"there is no data set {dataset!r}: neither a folder nor a category. "
             f"At hand in {show_path(run.data_dir)}: {', '.join(there) or 'none'}. MVTec AD has {', '.join(CATEGORIES)}"

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from helpers.data.samples import write_idx
-from helpers.runtime import Run
+from helpers.runtime import Run, say_once
 
 
 class FileServer:
@@ -65,6 +65,12 @@ class FileServer:
         self.server.shutdown()
         self.server.server_close()
         self.thread.join()
+
+
+@pytest.fixture(autouse=True)
+def nothing_said_yet():
+    """What one test was told is told to the next one too."""
+    say_once.cache_clear()
 
 
 @pytest.fixture

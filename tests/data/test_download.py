@@ -2,11 +2,12 @@ import hashlib
 import os
 import random
 import re
+import tarfile
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from helpers.data.download import CHUNK, DataError, download, make_folder, checksum_of, verify
+from helpers.data.download import CHUNK, DamagedFile, DataError, checksum_of, download, make_folder, unpack, verify
 
 CONTENT = random.Random(0).randbytes(2 * CHUNK + 12_345)  # more than one chunk, and not a whole number of them
 MD5 = hashlib.md5(CONTENT).hexdigest()
@@ -217,3 +218,122 @@ def test_verify_names_the_file_and_both_checksums(tmp_path):
         verify(path, MD5)
     for part in (str(path), MD5, checksum_of(path, "md5"), f"{len(CONTENT) - 1:,} bytes"):
         assert part in str(caught.value)
+
+
+# --- files without a published checksum, and others than MD5 ---------------------------------------------------------
+
+SHA256 = hashlib.sha256(CONTENT).hexdigest()
+
+
+def fetch_unchecked(urls, path):
+    return download(urls, path, None, timeout=5.0, progress=False)
+
+
+def test_without_a_checksum_a_whole_file_counts(server, tmp_path):
+    path = fetch_unchecked([server.url + "file.bin"], tmp_path / "file.bin")
+    assert path.read_bytes() == CONTENT
+    assert [found.name for found in tmp_path.iterdir()] == ["file.bin"]
+
+
+def test_without_a_checksum_the_announced_length_has_to_hold(server, tmp_path):
+    server.cuts = [CHUNK + 5]
+    with pytest.raises(DataError, match="bytes kept for a resume") as caught:
+        fetch_unchecked([server.url + "file.bin"], tmp_path / "file.bin")
+    assert not (tmp_path / "file.bin").exists()
+    assert "(checksum" not in str(caught.value)
+    assert fetch_unchecked([server.url + "file.bin"], tmp_path / "file.bin").read_bytes() == CONTENT
+    assert server.ranges_seen() == [None, f"bytes={CHUNK + 5}-"]
+
+
+def test_sha256_is_told_from_md5_by_its_length(server, tmp_path):
+    path = download([server.url + "file.bin"], tmp_path / "file.bin", SHA256, progress=False)
+    assert checksum_of(path, "sha256") == SHA256
+    verify(path, SHA256)
+    verify(path, None)
+    path.write_bytes(b"other")
+    verify(path, None)
+    with pytest.raises(DamagedFile, match=f"expected SHA256 {SHA256}, found {hashlib.sha256(b'other').hexdigest()}"):
+        verify(path, SHA256)
+
+
+def test_a_wrong_sha256_leaves_nothing(serve, tmp_path):
+    url = serve({"file.bin": b"another file"}).url + "file.bin"
+    with pytest.raises(DataError, match=SHA256):
+        download([url], tmp_path / "file.bin", SHA256, progress=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- archives ---------------------------------------------------------------------------------------------------------
+
+
+def archive_of(folder, ending="xz", inner="nuts"):
+    """An archive that holds ``inner``/a.txt, ``inner``/b/c.txt and a file beside the folder."""
+    source = folder / "source"
+    (source / "b").mkdir(parents=True, exist_ok=True)
+    (source / "a.txt").write_text("a")
+    (source / "b" / "c.txt").write_bytes(CONTENT[:5000])
+    path = folder / f"archive.tar.{ending}"
+    with tarfile.open(path, f"w:{ending}") as tar:
+        tar.add(source, inner)
+        tar.add(source / "a.txt", "readme.txt")
+    return path
+
+
+def below(folder):
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
+
+
+@pytest.mark.parametrize("ending", ["xz", "gz", "bz2"])
+def test_a_folder_of_an_archive_is_unpacked_under_its_new_name(tmp_path, ending):
+    archive, target = archive_of(tmp_path, ending), tmp_path / "out" / "hazelnuts"
+    target.parent.mkdir()
+    unpack(archive, "nuts", target)
+    assert below(tmp_path / "out") == ["hazelnuts", "hazelnuts/a.txt", "hazelnuts/b", "hazelnuts/b/c.txt"]
+    assert (target / "b" / "c.txt").read_bytes() == CONTENT[:5000]
+    assert archive.exists()
+
+
+def test_a_folder_whose_name_only_begins_alike_is_not_unpacked(tmp_path):
+    archive = archive_of(tmp_path, inner="nuts_2")
+    with pytest.raises(DamagedFile, match="holds no folder nuts "):
+        unpack(archive, "nuts", tmp_path / "out" / "nuts")
+    assert not archive.exists() and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("ending", ["xz", "gz", "bz2"])
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.97])
+def test_an_archive_cut_short_is_removed_and_leaves_nothing(tmp_path, ending, share):
+    archive, target = archive_of(tmp_path, ending), tmp_path / "out" / "nuts"
+    target.parent.mkdir()
+    content = archive.read_bytes()
+    archive.write_bytes(content[: int(share * len(content))])
+    with pytest.raises(DamagedFile, match=f"archive.tar.{ending} is damaged"):
+        unpack(archive, "nuts", target)
+    assert below(tmp_path / "out") == [] and not archive.exists()
+
+
+def test_a_changed_byte_in_an_archive_is_noticed(tmp_path):
+    archive, target = archive_of(tmp_path), tmp_path / "out" / "nuts"
+    target.parent.mkdir()
+    content = bytearray(archive.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    archive.write_bytes(bytes(content))
+    with pytest.raises(DamagedFile, match="damaged"):
+        unpack(archive, "nuts", target)
+    assert below(tmp_path / "out") == []
+
+
+def test_a_disk_that_is_full_keeps_the_archive(tmp_path, monkeypatch):
+    archive, target = archive_of(tmp_path), tmp_path / "out" / "nuts"
+    target.parent.mkdir()
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(tarfile.TarFile, "extractall", full)
+    with pytest.raises(
+        DataError, match="could not unpack archive.tar.xz .*No space left on device.*make room"
+    ) as caught:
+        unpack(archive, "nuts", target)
+    assert not isinstance(caught.value, DamagedFile)
+    assert archive.exists() and below(tmp_path / "out") == []

@@ -368,6 +368,77 @@ def test_augmentation_is_reproducible():
     assert F.mse_loss(found[0], found[2]) > 1e-3
 
 
+# --- epochs longer or shorter than the set --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("images", "expected"), [(None, 6), (8, 1), (40, 5), (47, 5), (400, 50), (2016, 252)])
+def test_an_epoch_has_the_images_that_were_asked_for(images, expected):
+    source = batches(normal=50, normals=8, images_per_epoch=images)
+    assert len(source) == len(list(source)) == expected
+
+
+def test_a_long_epoch_shows_each_image_about_equally_often():
+    source = batches(normal=50, normals=8, images_per_epoch=400)
+    seen = flat(normal for normal, _ in epoch(source, 0))
+    assert len(seen) == 400
+    assert torch.bincount(torch.tensor(seen)).tolist() == [8] * 50
+    uneven = torch.bincount(torch.tensor(flat(normal for normal, _ in epoch(batches(images_per_epoch=424), 0))))
+    assert len(uneven) == 50 and set(uneven.tolist()) == {8, 9}
+    # no image comes a second time before every other one has come
+    rounds = [seen[start : start + 50] for start in range(0, 400, 50)]
+    assert all(sorted(part) == list(range(50)) for part in rounds)
+    assert rounds[0] != rounds[1]
+
+
+def test_a_short_epoch_shows_other_images_each_time():
+    source = batches(normal=50, normals=8, images_per_epoch=16)
+    shown = [flat(normal for normal, _ in epoch(source, number)) for number in range(10)]
+    assert all(len(set(part)) == 16 for part in shown)
+    assert len(set(flat(shown))) > 40
+
+
+def test_long_epochs_depend_only_on_seed_and_number_and_go_on_where_they_stopped():
+    first, again = (epoch(batches(images_per_epoch=400), 3) for _ in range(2))
+    assert first == again != epoch(batches(images_per_epoch=400), 4)
+    resumed = batches(images_per_epoch=400)
+    resumed.load_state_dict({"next": 30})
+    assert epoch(resumed, 3) == first[30:]
+
+
+def test_each_time_an_image_comes_it_is_augmented_anew():
+    torch.manual_seed(0)
+    source = batches(normal=4, normals=4, anomalies=0, images_per_epoch=80, augment=Augment(noise=0.1))
+    seen = torch.cat([normal for normal, _ in source])
+    assert len({tuple(image.flatten().tolist()) for image in seen}) == 80
+
+
+def test_a_batch_larger_than_a_short_epoch():
+    with pytest.raises(ValueError, match=r"a batch of 8 normal images is larger .* \(50 normal images, 7 an epoch\)"):
+        batches(normal=50, normals=8, images_per_epoch=7)
+
+
+def test_a_batch_may_be_larger_than_a_small_set_if_the_epoch_is_long():
+    seen = flat(normal for normal, _ in epoch(batches(normal=5, normals=8, anomalies=0, images_per_epoch=40)))
+    assert torch.bincount(torch.tensor(seen)).tolist() == [8] * 5
+
+
+def test_without_normal_images_there_is_no_epoch():
+    with pytest.raises(ValueError, match="larger than the training set"):
+        batches(normal=0, images_per_epoch=100)
+
+
+def test_long_epochs_are_shared_by_processes(monkeypatch):
+    alone = epoch(batches(images_per_epoch=80), 1)
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    shares = []
+    for rank in range(2):
+        monkeypatch.setattr(torch.distributed, "get_rank", lambda rank=rank: rank)
+        shares.append(epoch(batches(images_per_epoch=80), 1))
+    assert [len(share) for share in shares] == [5, 5]
+    assert [batch for pair in zip(*shares, strict=True) for batch in pair] == alone
+
+
 # --- splits ---------------------------------------------------------------------------------------------------------
 
 
@@ -384,6 +455,50 @@ def test_normal_keeps_the_order():
     kept = split.images[split.label == 0]
     assert len(split.normal()) == 5
     assert torch.equal(split.normal().images, kept)
+
+
+def masked_split(count=6) -> Split:
+    """The n-th mask marks pixel n; every third image is normal, the fifth has no mask."""
+    split = numbered_split(0, count)
+    split.label = (torch.arange(count) % 3 > 0).long()
+    split.mask = torch.eye(16, dtype=torch.bool)[:count].view(count, 4, 4)
+    split.has_mask = torch.arange(count) != 4
+    return split
+
+
+def test_pick_takes_masks_along():
+    split = masked_split()
+    chosen = split.pick(torch.tensor([4, 1, 1]))
+    assert torch.equal(chosen.mask, split.mask[[4, 1, 1]])
+    assert chosen.has_mask.tolist() == [False, True, True]
+    assert numbered_split(2, 2).pick(torch.tensor([0])).mask is None
+
+
+def test_normal_and_first_of_each_take_masks_along():
+    split = masked_split()
+    assert torch.equal(split.normal().mask, split.mask[[0, 3]])
+    assert split.normal().has_mask.tolist() == [True, True]
+    for chosen in (split.first_of_each(2), split.first_of_each(9)):
+        for image, mask in zip(chosen.images, chosen.mask, strict=True):
+            (place,) = [n for n in range(6) if torch.equal(split.images[n], image)]
+            assert torch.equal(mask, split.mask[place])
+
+
+@pytest.mark.parametrize(
+    ("count", "shape", "largest"),
+    [(1203, (1, 28, 28), 500), (7, (1, 2, 2), 500), (25, (3, 256, 256), 10), (3, (3, 1024, 1024), 1)],
+)
+def test_chunks_are_in_order_whole_and_small_enough(count, shape, largest):
+    images = torch.zeros(1, dtype=torch.uint8).expand(count, *shape)  # takes no memory
+    chunks = Split(images, torch.zeros(count), torch.zeros(count)).chunks()
+    assert sum(len(chunk) for chunk in chunks) == count
+    assert max(len(chunk) for chunk in chunks) == min(largest, count)
+    assert len(chunks) == -(-count // largest)
+
+
+def test_chunks_keep_the_order():
+    split = numbered_split(60, 60)
+    assert torch.equal(torch.cat(split.chunks()), split.images)
 
 
 def test_first_of_each_is_normal_first_and_spread_over_kinds():
