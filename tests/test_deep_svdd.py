@@ -1,17 +1,24 @@
 """Notebook 4's model: the five steps by hand, the guards against collapse, the variation, and what they refuse."""
 
+import json
+import time
+
 import numpy as np
 import pytest
 import torch
 import yaml
 from torch import nn
 
-from helpers.data.folder import Folder
+from helpers import metrics
+from helpers.data.folder import CARD, Folder
+from helpers.data.images import list_images
 from helpers.data.loader import Augment, to_float
+from helpers.data.mvtec import MVTec
 from helpers.data.samples import keycaps
 from helpers.models import of_images, score_images
+from helpers.runtime import data_dir
 from helpers.training import TrainingError, evaluate, fit, load
-from tests.conftest import notebook_definitions
+from tests.conftest import ROOT, notebook_definitions
 
 SETTINGS = {
     "network": "large",
@@ -138,9 +145,9 @@ def test_the_objectives_by_hand(begun, data):
 
 def test_the_radius_is_the_quantile_over_the_whole_set(begun, data):
     model = begun()
-    model.put_radius(data.train, 0.25)
+    model.put_radius(data.train, 0.3)
     distance = of_images(model, model.distance, data.train, model.device).numpy()
-    assert model.radius.item() ** 2 == pytest.approx(np.quantile(distance, 0.75), rel=1e-5)
+    assert model.radius.item() ** 2 == pytest.approx(np.quantile(distance, 0.7, method="higher"), rel=1e-5)
 
 
 def test_the_radius_waits_for_the_warm_up_and_ends_on_held_out_views(begun, data, run, monkeypatch):
@@ -152,7 +159,7 @@ def test_the_radius_waits_for_the_warm_up_and_ends_on_held_out_views(begun, data
     fit(model, data, run)
     assert calls == [(8, 0.1), (8, 0.1), (4, 0.05)]  # epochs 2 and 3, then the views of the held-out images
     distance = of_images(model, model.distance, data.held_out_views(1), model.device).numpy()
-    assert model.radius.item() ** 2 == pytest.approx(np.quantile(distance, 0.95), rel=1e-3)
+    assert model.radius.item() ** 2 == pytest.approx(np.quantile(distance, 0.95, method="higher"), rel=1e-3)
 
 
 # --- training -------------------------------------------------------------------------------------------------------
@@ -258,3 +265,60 @@ def test_a_version_of_the_autoencoder_is_refused(page, data, run):
     trained = fit(page["AutoEncoder"](SETTINGS), data, run)
     with pytest.raises(TrainingError, match="holds a AutoEncoder, not a DeepSVDD"):
         load(page["DeepSVDD"](SETTINGS), run, trained.folder)
+
+
+# --- the committed versions -----------------------------------------------------------------------------------------
+
+VERSION = ROOT / "lightning_logs" / "version_3"
+NUTS = data_dir() / "mvtec_anomaly_detection" / "hazelnut"
+needs_nuts = pytest.mark.skipif(not NUTS.is_dir(), reason=f"the hazelnuts are not in {NUTS}")
+
+
+@pytest.fixture
+def committed(page, run, monkeypatch):
+    """``committed(name)``: the model of a committed version, by the notebook's own function."""
+    monkeypatch.setitem(page, "run", run)
+    return lambda name="": page["load_version"](VERSION / name)
+
+
+def test_the_committed_keys_pass_the_stress_card(committed, run, tmp_path):
+    """Rendered anew from the recipe: every golden sample inside, nearly all of the rest outside."""
+    keys = keycaps(tmp_path / "keycaps")
+    data = Folder(
+        run,
+        keys / "F8",
+        grey=True,
+        other=keys / "F12",
+        seed=json.loads((VERSION / "keys" / "results.json").read_text())["seed"],
+    )
+    score, kind = score_images(committed("keys"), data.test, run.device), data.test.kind.numpy()
+    shares = {CARD[row]: (score[kind == row] > 0).mean() for row in range(len(CARD))}
+    assert shares.pop("golden sample") == 0
+    assert min(shares.values()) >= 0.95, shares
+
+
+@pytest.mark.real_data
+@needs_nuts
+@pytest.mark.parametrize("name", ["", "hazelnut_plain"])
+def test_the_committed_hazelnuts_give_the_committed_result(committed, run, monkeypatch, name):
+    monkeypatch.setenv("AD_DATA", "real")
+    run.data_dir = data_dir()
+    results = json.loads((VERSION / name / "results.json").read_text())
+    model = committed(name)
+    data = MVTec(run, "hazelnut", size=128, grey=True, held_out=0.2, seed=results["seed"])
+    scores = evaluate(model, data)
+    assert metrics.auroc(scores.score, scores.label) == pytest.approx(results["metrics"]["auroc"], abs=1e-3)
+    assert results["metrics"]["auroc"] > 0.75
+
+
+@pytest.mark.real_data
+@needs_nuts
+def test_one_image_in_score_verdict_and_map_out(committed, page):
+    model = committed()
+    path = list_images(NUTS / "test" / "print")[0]
+    page["score_image"](path, model)  # the first call of a process loads kernels
+    start = time.perf_counter()
+    found = page["score_image"](path, model)
+    assert time.perf_counter() - start < 1
+    assert found["verdict"] == "anomaly" and found["score"] > 0
+    assert found["map"].shape == (128, 128)
