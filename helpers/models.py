@@ -71,8 +71,9 @@ class AnomalyModel(pl.LightningModule):
             scheduler.step()
 
     def adam(self, parameters, lr: float):
-        """Adam with the settings' ``beta1``; fused, as the step of a small network is mostly overhead."""
-        return torch.optim.Adam(parameters, lr=lr, betas=(self.hparams.get("beta1", 0.9), 0.999), fused=True)
+        """Adam with the settings' ``beta1`` and ``weight_decay``; fused, as a small network's step is mostly overhead."""
+        betas, decay = (self.hparams.get("beta1", 0.9), 0.999), self.hparams.get("weight_decay", 0.0)
+        return torch.optim.Adam(parameters, lr=lr, betas=betas, weight_decay=decay, fused=True)
 
     def transfer_batch_to_device(self, batch, device, dataloader_idx):
         return batch  # it was cut on the device
@@ -148,17 +149,15 @@ class AdversarialModel(AnomalyModel):
 
 def score_images(model: AnomalyModel, split: Split, device: torch.device) -> np.ndarray:
     """(N,) float64 anomaly scores of a split, independent of batches and of the training mode."""
-    return _in_eval_mode(model, model.anomaly_score, split, device).double().numpy()
+    return of_images(model, model.anomaly_score, split, device).double().numpy()
 
 
 def map_images(model: AnomalyModel, split: Split, device: torch.device) -> np.ndarray:
     """(N, H, W) float32 anomaly maps of a split, independent of batches and of the training mode."""
-    return _in_eval_mode(model, model.anomaly_map, split, device).float().numpy()
+    return of_images(model, model.anomaly_map, split, device).float().numpy()
 
 
-def _in_eval_mode(
-    model: AnomalyModel, function: Callable[[Tensor], Tensor], split: Split, device: torch.device
-) -> Tensor:
+def of_images(model: AnomalyModel, function: Callable[[Tensor], Tensor], split: Split, device: torch.device) -> Tensor:
     """``function`` of all images of a split, on the CPU; under DDP each process computes a part and all get the whole."""
     distributed = torch.distributed.is_initialized()
     rank = torch.distributed.get_rank() if distributed else 0

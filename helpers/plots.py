@@ -172,6 +172,53 @@ def score_histogram(scores, limit: float, title: str = "") -> Figure:
     return figure
 
 
+def score_rows(named: Mapping[str, np.ndarray], kind, kinds: tuple[str, ...], title: str) -> Figure:
+    """Every score as a dot, one row a kind, one panel a model; the dashed line is the threshold 0."""
+    kind = np.asarray(kind)
+    figure, axes = canvas(0.35 * len(kinds) + 1.2, 1, len(named))
+    for axis, (name, score) in zip(axes[0], named.items(), strict=True):
+        for row, colour in zip(range(len(kinds)), CYCLE * 4, strict=False):
+            chosen = score[kind == row]
+            axis.plot(chosen, row + np.linspace(-0.25, 0.25, len(chosen)), ".", color=colour, alpha=0.6)
+        axis.axvline(0, color=INK, linestyle="--", linewidth=1)
+        axis.set_xscale("symlog", linthresh=max(1e-6, float(np.abs(score[kind == 0]).max())))
+        axis.set_yticks(range(len(kinds)), kinds if axis is axes[0, 0] else [""] * len(kinds))
+        axis.set(xlabel="anomaly score", title=name, ylim=(len(kinds) - 0.5, -0.5))
+    figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def spheres(named: Mapping[str, tuple], kind, kinds: tuple[str, ...], title: str, reach: float = 3.0) -> Figure:
+    """Points around a centre in two dimensions, one panel a model; the circle is the sphere.
+
+    named: {name: ((N, D) offsets from the centre, radius)}.  A point's distance on paper is its true one, in
+    radii (``reach`` at most); its direction is that of its first two principal components.
+    """
+    kind = np.asarray(kind)
+    figure, axes = canvas(WIDTH / len(named) + 0.3, 1, len(named))
+    circle = np.linspace(0, 2 * np.pi, 200)
+    for axis, (name, (offsets, radius)) in zip(axes[0], named.items(), strict=True):
+        offsets = torch.as_tensor(offsets).float().cpu()
+        flat = principal(offsets, 2)
+        distance = (offsets.norm(dim=1, keepdim=True) / float(radius)).clamp_max(reach)
+        points = (torch.nn.functional.normalize(flat) * distance).numpy()
+        for row, colour in zip(range(len(kinds)), CYCLE * 4, strict=False):
+            if (kind == row).any():
+                axis.plot(*points[kind == row].T, ".", color=colour, alpha=0.7, label=kinds[row])
+        axis.plot(np.cos(circle), np.sin(circle), color=INK, linewidth=1)
+        axis.set(aspect="equal", title=name, xlabel="distance in radii", xlim=(-1.06 * reach, 1.06 * reach))
+        axis.set_ylim(-1.06 * reach, 1.06 * reach)
+    axes[0, -1].legend(fontsize=8, loc="upper right")
+    figure.suptitle(f"{title}\nthe circle is the sphere; beyond {reach:g} radii drawn at {reach:g}", fontsize=9)
+    return figure
+
+
+def principal(points: torch.Tensor, count: int) -> torch.Tensor:
+    """(N, D) -> (N, count): coordinates along the directions in which the points differ most."""
+    centred = points - points.mean(0)
+    return centred @ torch.linalg.svd(centred, full_matrices=False).Vh[:count].T
+
+
 def roc_and_precision_recall(named: Mapping[str, object], title: str) -> Figure:
     """ROC and precision-recall curves of several score sets over the same test images."""
     from sklearn.metrics import precision_recall_curve, roc_curve

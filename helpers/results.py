@@ -1,10 +1,13 @@
 """What a run leaves behind: results.json, metrics and figures in its TensorBoard version."""
 
+import csv
 import json
 from pathlib import Path
 
 import numpy as np
+import torch
 from pytorch_lightning.utilities import rank_zero_only
+from torch.nn import functional as F
 
 from helpers import metrics, plots, runtime
 from helpers.training import RESULTS, Scores, Trained
@@ -89,6 +92,42 @@ def _log(scores: Scores, trained: Trained, values: dict, limit: float) -> None:
     hardest = metrics.per_kind(scores.score, scores.label, scores.kind, scores.kinds)
     writer.add_figure("results/per_kind", plots.bars(hardest, scores.title, "AUROC"), step)
     writer.flush()
+
+
+def log_latents(trained: Trained, latents: torch.Tensor, images: torch.Tensor, names: list[str]) -> None:
+    """Points for TensorBoard's projector, each with a thumbnail and a name.  A loaded version stays as it is.
+
+    latents: (N, D), stored as their first 30 principal components; images: (N, C, H, W) uint8.
+    """
+    if trained.logger is not None and rank_zero_only.rank == 0:
+        thumbnails = F.interpolate(images.float() / 255, 32, mode="area").expand(-1, 3, -1, -1)
+        points = plots.principal(latents.cpu(), 30)
+        trained.logger.experiment.add_embedding(points, metadata=names, label_img=thumbnails, tag="latents")
+
+
+def print_rows(title: str, kind, kinds: tuple[str, ...], named: dict[str, np.ndarray]) -> None:
+    """Median score and share of scores above 0 for each kind of image, two columns a model."""
+    kind = np.asarray(kind)
+    print(title)
+    print(f"{'':20}" + "".join(f"{name:>28}" for name in named))
+    print(f"{'':20}" + f"{'median score':>17}{'above 0':>11}" * len(named))
+    for row in np.unique(kind):
+        chosen, name = [score[kind == row] for score in named.values()], kinds[row]
+        print(f"{name:20}" + "".join(f"{np.median(part):17.2f}{np.mean(part > 0):11.1%}" for part in chosen))
+
+
+def write_table(path: Path, rows: list[dict]) -> None:
+    """A CSV file with a header, for tables that need many runs."""
+    with Path(path).open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def read_table(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file with a header."""
+    with Path(path).open(newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def read_results(folder: Path) -> dict:

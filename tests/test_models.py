@@ -83,3 +83,9 @@ def test_repulsion_is_bounded_and_lets_go(baseline):
     loss.sum().backward()
     assert loss.tolist() == [0.25, 0.15000000596046448, 0.0, 0.0, 0.0]
     assert error.grad[3:].tolist() == [0.0, 0.0]
+
+
+def test_weight_decay_comes_from_the_settings(baseline):
+    weights = [torch.nn.Parameter(torch.zeros(1))]
+    assert baseline().adam(weights, 1e-3).param_groups[0]["weight_decay"] == 0
+    assert baseline(weight_decay=0.25).adam(weights, 1e-3).param_groups[0]["weight_decay"] == 0.25

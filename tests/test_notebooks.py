@@ -9,6 +9,7 @@ import statistics
 import pytest
 
 from helpers import runtime
+from helpers.results import read_table
 from tests.conftest import ROOT
 from tools import notebooks
 
@@ -80,6 +81,7 @@ PROTOCOLS = {
     "01_baseline_gan.ipynb": ("", "one_class", "no_discriminators"),
     "02_dcgan.ipynb": ("", "one_class"),
     "03_hazelnut_autoencoder.ipynb": ("", "transistor"),
+    "04_deep_svdd.ipynb": ("", "hazelnut_plain", "hazelnut_adfi", "transistor"),
 }
 
 
@@ -112,6 +114,16 @@ def test_the_tables_of_the_dcgan_are_the_committed_ones():
             assert f"{statistics.mean(float(row['auroc']) for row in rows):.4f}" in printed
         else:
             assert all(f"{float(row['auroc']):.4f}" in printed for row in rows)
+
+
+def test_the_tables_of_deep_svdd_are_the_committed_ones():
+    version = ROOT / "lightning_logs" / "version_3"
+    printed = "".join(str(o.get("text", "")) for cell in code(BOOKS["04_deep_svdd.ipynb"]) for o in cell["outputs"])
+    digits = read_table(version / "mnist.csv")
+    assert [row["digit"] for row in digits] == [str(digit) for digit in range(10)]
+    assert all(f"{float(row['auroc']):.4f}" in printed for row in digits)
+    assert f"{statistics.mean(float(row['auroc']) for row in digits):.4f}" in printed
+    assert len(read_table(version / "tried.csv")) == 8
 
 
 def test_the_latent_table_is_the_committed_one():

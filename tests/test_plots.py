@@ -331,3 +331,34 @@ def test_live_updates_one_display_and_not_too_often(monkeypatch):
     eager.draw(lambda: "a")
     eager.draw(lambda: "b")
     assert (shown, updated) == (["first", "a"], ["last", "b"])
+
+
+def test_principal_finds_the_direction_of_the_largest_spread():
+    generator = torch.Generator().manual_seed(0)
+    points = torch.randn(200, 5, generator=generator) * torch.tensor([0.1, 5.0, 0.1, 1.0, 0.1]) + 3
+    flat = plots.principal(points, 2)
+    assert flat.shape == (200, 2)
+    assert abs(np.corrcoef(flat[:, 0], points[:, 1])[0, 1]) > 0.99
+    assert abs(np.corrcoef(flat[:, 1], points[:, 3])[0, 1]) > 0.99
+
+
+def test_spheres_keep_the_true_distance_up_to_their_reach():
+    offsets = torch.randn(30, 8, generator=torch.Generator().manual_seed(0))
+    offsets = offsets / offsets.norm(dim=1, keepdim=True) * torch.linspace(0.5, 20, 30)[:, None]
+    figure = plots.spheres({"before": (offsets, 2.0)}, [0] * 15 + [1] * 15, ("good", "bad"), TITLE, reach=4.0)
+    drawn = np.concatenate([np.stack(line.get_data(), 1) for line in figure.axes[0].lines[:2]])
+    expected = (torch.linspace(0.5, 20, 30) / 2).clamp_max(4).numpy()
+    np.testing.assert_allclose(np.linalg.norm(drawn, axis=1), expected, rtol=1e-3)
+    circle = np.stack(figure.axes[0].lines[2].get_data(), 1)
+    np.testing.assert_allclose(np.linalg.norm(circle, axis=1), 1)
+    assert TITLE in texts(figure) and "4 radii" in texts(figure)
+
+
+def test_score_rows_show_every_score_and_the_threshold():
+    score, kind = np.array([-1.0, -0.5, 7.0, 300.0]), np.array([0, 0, 1, 1])
+    figure = plots.score_rows({"before": score, "after": score / 2}, kind, ("good", "bad"), TITLE)
+    left, right = figure.axes
+    assert [line.get_xdata().tolist() for line in left.lines[:2]] == [[-1.0, -0.5], [7.0, 300.0]]
+    assert right.lines[1].get_xdata().tolist() == [3.5, 150.0]
+    assert [label.get_text() for label in left.get_yticklabels()] == ["good", "bad"]
+    assert TITLE in texts(figure)

@@ -1,10 +1,22 @@
 import json
 
+import numpy as np
 import pytest
+import torch
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from helpers.results import measure, read_results, report, spread, write_json
+from helpers.results import (
+    log_latents,
+    measure,
+    print_rows,
+    read_results,
+    read_table,
+    report,
+    spread,
+    write_json,
+    write_table,
+)
 from helpers.training import evaluate, fit, load
 from tests.conftest import make_run
 
@@ -80,3 +92,34 @@ def test_json_is_whole_or_not_there(tmp_path):
 def test_spread():
     assert spread([0.5]) == "0.5000 (1 seed)"
     assert spread([0.5, 0.7]) == "0.6000 ± 0.1414 (2 seeds)"
+
+
+def test_rows_show_the_median_and_the_share_above_0(capsys):
+    print_rows("parts", [0, 0, 0, 2], ("good", "never", "bad"), {"ours": np.array([-3.0, -1.0, 1.0, 8.0])})
+    title, _, _, good, bad = capsys.readouterr().out.splitlines()
+    assert title == "parts"
+    assert good.split() == ["good", "-1.00", "33.3%"]
+    assert bad.split() == ["bad", "8.00", "100.0%"]
+
+
+def test_a_table_comes_back_as_it_was_written(tmp_path):
+    write_table(tmp_path / "table.csv", [{"idea": "one, two", "auroc": 0.5}, {"idea": "three", "auroc": 1}])
+    assert read_table(tmp_path / "table.csv") == [{"idea": "one, two", "auroc": "0.5"}, {"idea": "three", "auroc": "1"}]
+
+
+def test_latents_reach_the_projector_with_names_and_thumbnails(reported, data):
+    trained, _, _ = reported
+    images = data.test.images[:6]
+    log_latents(trained, torch.randn(6, 40), images, [f"part {number}" for number in range(6)])
+    config = (trained.folder / "projector_config.pbtxt").read_text()
+    assert "latents" in config and "sprite" in config
+    (points,) = trained.folder.rglob("tensors.tsv")
+    assert len(points.read_text().splitlines()) == 6
+    assert "part 5" in next(trained.folder.rglob("metadata.tsv")).read_text()
+
+
+def test_a_loaded_version_gets_no_latents(reported, data, run, baseline):
+    trained, _, _ = reported
+    loaded = load(baseline(), run, trained.folder)
+    log_latents(loaded, torch.randn(2, 40), data.test.images[:2], ["a", "b"])
+    assert not list(trained.folder.rglob("tensors.tsv"))

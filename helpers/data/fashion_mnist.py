@@ -1,8 +1,9 @@
-"""Fashion-MNIST with one class normal and the nine others anomalous."""
+"""Fashion-MNIST and MNIST with one class normal and the nine others anomalous."""
 
 import gzip
 import os
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -27,11 +28,36 @@ MIRRORS = (
 )
 
 
+@dataclass
+class Source:
+    """A set in MNIST's format: its name, classes, files and their mirrors, and torchvision's reader."""
+
+    name: str
+    classes: tuple[str, ...]
+    files: dict[str, tuple[str, int]]
+    mirrors: tuple[str, ...]
+    reader: type
+
+    def raw(self, root: Path) -> Path:
+        """Where torchvision looks for the files below ``root``."""
+        return root / self.reader.__name__ / "raw"
+
+
+FASHION_MNIST = Source("Fashion-MNIST", CLASSES, FILES, MIRRORS, datasets.FashionMNIST)
+MNIST = Source(
+    "MNIST",
+    tuple(str(digit) for digit in range(10)),
+    {Path(name).stem: (md5, FILES[Path(name).stem][1]) for name, md5 in datasets.MNIST.resources},
+    tuple(datasets.MNIST.mirrors),
+    datasets.MNIST,
+)
+
+
 class FashionMNISTOneClass(OneClassData):
     """One class of Fashion-MNIST is normal (label 0), the nine others are anomalous (label 1).
 
     run: gives device and data folder.
-    normal_class: 0 to 9, or a name from ``CLASSES``.
+    normal_class: 0 to 9, or a name from ``source.classes``.
     anomaly_fraction: gamma, the share of labelled anomalies in the training set, in [0, 1):
         0 is one-class (no labels), 0.5 is balanced.  They are drawn from the nine classes at random.
     batch_size: images in a batch; round(gamma * batch_size), at least one if gamma > 0, are anomalous.
@@ -40,6 +66,8 @@ class FashionMNISTOneClass(OneClassData):
 
     Raises ValueError for settings that cannot be met, DataError for missing or broken files.
     """
+
+    source = FASHION_MNIST
 
     def __init__(
         self,
@@ -52,7 +80,7 @@ class FashionMNISTOneClass(OneClassData):
         held_out: float = 0.1,
         limit: int | None = None,
     ):
-        normal_class = _class_index(normal_class)
+        normal_class = _class_index(normal_class, self.source.classes)
         if not 0 <= anomaly_fraction < 1:
             raise ValueError(
                 f"anomaly_fraction is the share of anomalies in the training set and must be in [0, 1): got {anomaly_fraction}"
@@ -63,14 +91,14 @@ class FashionMNISTOneClass(OneClassData):
         if anomalies_per_batch >= batch_size:
             raise ValueError(f"a batch of {batch_size} with {anomaly_fraction:.0%} anomalies has no place for a normal image")
         super().__init__(run.device, batch_size, anomalies_per_batch, seed, augment)
-        root, self.is_sample = fashion_mnist_root(run)
-        self.kinds = tuple(str(digit) for digit in range(10)) if self.is_sample else CLASSES
-        self.dataset = "SAMPLE DATA (handwritten digits)" if self.is_sample else "Fashion-MNIST"
+        root, self.is_sample = fashion_mnist_root(run, self.source)
+        self.kinds = MNIST.classes if self.is_sample else self.source.classes
+        self.dataset = "SAMPLE DATA (handwritten digits)" if self.is_sample else self.source.name
         labels = f"{100 * anomaly_fraction:g}% labelled anomalies" if anomaly_fraction else "one-class (no labels)"
         self.protocol = f"{self.kinds[normal_class]} normal, {labels}"
 
         generator = torch.Generator().manual_seed(seed)
-        images, kind = _read(root, train=True)
+        images, kind = _read(self.source, root, train=True)
         normal, anomalous = (
             chosen[torch.randperm(len(chosen), generator=generator)]
             for chosen in (torch.nonzero(kind == normal_class)[:, 0], torch.nonzero(kind != normal_class)[:, 0])
@@ -88,40 +116,42 @@ class FashionMNISTOneClass(OneClassData):
         everything = Split(images, label, kind)
         self.validation = everything.pick(validation)
         self.train = everything.pick(torch.cat([normal, anomalous[: max(wanted, anomalies_per_batch > 0)][:limit]]))
-        images, kind = _read(root, train=False)
+        images, kind = _read(self.source, root, train=False)
         test = Split(images, (kind != normal_class).long(), kind)
         self.test = test if limit is None else test.first_of_each(limit)
 
 
-def fashion_mnist_root(run: Run) -> tuple[Path, bool]:
+class MNISTOneClass(FashionMNISTOneClass):
+    """One digit of MNIST is normal, the nine others are anomalous; in all else as ``FashionMNISTOneClass``."""
+
+    source = MNIST
+
+
+def fashion_mnist_root(run: Run, source: Source = FASHION_MNIST) -> tuple[Path, bool]:
     """The folder to give torchvision, and whether it holds the embedded sample instead of the real data."""
 
     def sample(parent: Path) -> Path:
-        raw = samples.digits_as_fashion_mnist(_raw(parent))
-        for name in FILES:
+        raw = samples.digits_as_fashion_mnist(source.raw(parent))
+        for name in source.files:
             _unpack(raw / f"{name}.gz")
         return parent
 
-    how = f"Put the four .gz files of Fashion-MNIST into {show_path(_raw(run.data_dir))}"
-    return samples.real_or_sample(run, lambda: _real(run.data_dir), sample, "handwritten digits", how)
+    how = f"Put the four .gz files of {source.name} into {show_path(source.raw(run.data_dir))}"
+    return samples.real_or_sample(run, lambda: _real(source, run.data_dir), sample, "handwritten digits", how)
 
 
-def _real(data_dir: Path) -> Path:
-    raw = _raw(data_dir)
-    for name, (md5, size) in FILES.items():
+def _real(source: Source, data_dir: Path) -> Path:
+    raw = source.raw(data_dir)
+    for name, (md5, size) in source.files.items():
         unpacked, packed = raw / name, raw / f"{name}.gz"
         if unpacked.exists() and unpacked.stat().st_size == size:
             continue
         if packed.exists():
             verify(packed, md5)
         else:
-            download([mirror + packed.name for mirror in MIRRORS], packed, md5)
+            download([mirror + packed.name for mirror in source.mirrors], packed, md5)
         _unpack(packed, again=True)
     return data_dir
-
-
-def _raw(data_dir: Path) -> Path:
-    return data_dir / "FashionMNIST" / "raw"
 
 
 def _unpack(packed: Path, again: bool = False) -> None:
@@ -139,16 +169,16 @@ def _unpack(packed: Path, again: bool = False) -> None:
         unfinished.unlink(missing_ok=True)
 
 
-def _read(root: Path, train: bool) -> tuple[torch.Tensor, torch.Tensor]:
+def _read(source: Source, root: Path, train: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """(N, 1, 28, 28) uint8 images and (N,) class indices."""
-    split = datasets.FashionMNIST(str(root), train=train)
+    split = source.reader(str(root), train=train)
     return split.data.unsqueeze(1), split.targets
 
 
-def _class_index(name: int | str) -> int:
-    if name in CLASSES:
-        return CLASSES.index(name)
-    if isinstance(name, int) and not isinstance(name, bool) and 0 <= name < len(CLASSES):
+def _class_index(name: int | str, classes: tuple[str, ...]) -> int:
+    if name in classes:
+        return classes.index(name)
+    if isinstance(name, int) and not isinstance(name, bool) and 0 <= name < len(classes):
         return name
-    choices = ", ".join(f"{index} {label}" for index, label in enumerate(CLASSES))
+    choices = ", ".join(f"{index} {label}" for index, label in enumerate(classes))
     raise ValueError(f"unknown class {name!r}: choose one of {choices}")

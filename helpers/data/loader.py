@@ -72,13 +72,16 @@ class Augment:
     """Random changes drawn anew for every image of a batch, computed on the batch's device.
 
     flip: probability of a horizontal flip; degrees: largest rotation; shift: largest shift as a
-    fraction of the side, in whole pixels (so that without rotation nothing is blurred); noise: standard deviation of Gaussian noise (images are in [-1, 1]).
+    fraction of the side, in whole pixels (so that without rotation nothing is blurred); noise: standard deviation of Gaussian noise (images are in [-1, 1]);
+    scale: largest relative change of the size; brightness: largest change of the brightness, as a fraction of its range.
     """
 
     flip: float = 0.0
     degrees: float = 0.0
     shift: float = 0.0
     noise: float = 0.0
+    scale: float = 0.0
+    brightness: float = 0.0
 
     def __call__(self, images: Tensor) -> Tensor:
         """(N, C, H, W) float in [-1, 1]; same shape and range out."""
@@ -90,17 +93,23 @@ class Augment:
         def pixels(side: int) -> Tensor:
             return 2 * (uniform(-self.shift, self.shift) * side).round() / side
 
-        if self.degrees or self.shift:
+        if self.degrees or self.shift or self.scale:
             height, width = images.shape[-2:]
             angle = torch.deg2rad(uniform(-self.degrees, self.degrees))
             sign = torch.where(uniform(0, 1) < self.flip, -1.0, 1.0)
             cos, sin = angle.cos(), angle.sin()
+            if self.scale:
+                size = uniform(1 - self.scale, 1 + self.scale)
+                cos, sin = cos / size, sin / size
             # affine_grid maps output to input coordinates, in which a side is 2 long
             rows = [sign * cos, -sin, pixels(width), sign * sin, cos, pixels(height)]
             grid = F.affine_grid(torch.stack(rows, 1).view(count, 2, 3), list(images.shape), align_corners=False)
             images = F.grid_sample(images, grid.to(images.dtype), padding_mode="border", align_corners=False)
         elif self.flip:
             images = torch.where((uniform(0, 1) < self.flip).view(-1, 1, 1, 1), images.flip(-1), images)
+        if self.brightness:
+            light = 2 * uniform(-self.brightness, self.brightness).view(-1, 1, 1, 1)
+            images = (images + light).clamp(-1, 1)
         if self.noise:
             images = (images + self.noise * torch.randn_like(images)).clamp_(-1, 1)
         return images
@@ -264,6 +273,17 @@ class OneClassData(pl.LightningDataModule):
             self.augment,
             self.images_per_epoch,
         )
+
+    def held_out_views(self, count: int) -> Split:
+        """The held-out normal images: as they are, then ``count`` - 1 times augmented as in training.  Always the same.
+
+        As they are, too, since a rotated image is a little smoother than a photograph.
+        """
+        good = self.validation.normal()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            copies = [to_uint8(self.augment(to_float(good.images.cpu()))) for _ in range(count - 1)]
+        return Split(torch.cat([good.images.cpu(), *copies]), good.label.repeat(count), good.kind.repeat(count))
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Number of normal and anomalous images in each split."""

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from helpers.data.download import DamagedFile, DataError, make_folder
 from helpers.runtime import Run, data_mode
@@ -37,8 +38,13 @@ def real_or_sample(
             line = "!" * 96
             print(f"{line}\n!!  REAL DATA NOT FOUND: running on EMBEDDED SAMPLE DATA ({shows}). Numbers mean nothing.")
             print(f"!!  {how}, or set AD_DATA_DIR.\n{line}\nreason: {error}")
+    return sample(sample_folder(run)), True
+
+
+def sample_folder(run: Run) -> Path:
+    """Where samples are written: in the data folder; in the smoke profile in the system's temporary folder."""
     temporary = Path(tempfile.gettempdir()) / f"anomaly-samples-{os.getuid()}"
-    return sample(make_folder(temporary if run.profile == "smoke" else run.data_dir / "sample")), True
+    return make_folder(temporary if run.profile == "smoke" else run.data_dir / "sample")
 
 
 @contextmanager
@@ -96,7 +102,6 @@ def hazelnuts_as_mvtec(folder: Path, train: int = 40, good: int = 6, each_kind: 
     if folder.exists():
         return folder
     import torch
-    from PIL import Image
 
     from helpers.data.defects import paint
 
@@ -148,3 +153,82 @@ def _hazelnut(size: int, random: np.random.Generator):
     background = np.array([33, 34, 41]) + noise(20)[..., None]
     image = soft * colour + (1 - soft) * background + random.normal(0, 1.5, (size, size, 1))
     return torch.from_numpy(np.clip(image, 0, 255).astype(np.uint8)).permute(2, 0, 1).contiguous(), region
+
+
+KEY_SIDE = 160  # pixels of a keycap picture
+LEGENDS = ("F8", "F12")
+
+
+def keycaps(folder: Path, good: int = 240, others: int = 48) -> Path:
+    """Pictures of a dark key with the legend F8 in ``folder``/F8, and of another key in ``folder``/F12.
+
+    Rendered like photographs from a fixed camera: light, position, rotation, focus and noise vary a little,
+    as they do between two shots.  JPEG files, the same ones at every call.  Nothing is written if the folder
+    is there.  Returns ``folder``.
+    """
+    if folder.exists():
+        return folder
+    with written_whole(folder) as unfinished:
+        for row, (legend, count) in enumerate(zip(LEGENDS, (good, others), strict=True)):
+            (unfinished / legend).mkdir()
+            key = _keycap(legend)
+            for number in range(count):
+                picture = _shot(key, np.random.default_rng((row, number)))
+                picture.save(unfinished / legend / f"{number:03}.jpg", quality=92)
+    return folder
+
+
+def _keycap(legend: str) -> Image.Image:
+    """The key on a desk: base, four bevels, a slightly dished top and the legend, lit from the upper left."""
+    side = 2 * KEY_SIDE  # drawn at twice the size, so that edges are smooth
+    y, x = np.mgrid[:side, :side] / side - 0.5
+    desk = 150 + 14 * (x - y) + 5 * np.sin(40 * y + 3 * np.sin(5 * x))
+    shadow = _rounded(side, (0.19, 0.21, 0.87, 0.89), 0.1, blur=0.02)
+    key = Image.new("L", (side, side), 0)
+    draw = ImageDraw.Draw(key)
+    outer, inner = (0.15, 0.15, 0.85, 0.85), (0.25, 0.21, 0.75, 0.71)
+    (a, b, c, d), (e, f, g, h) = ([side * edge for edge in box] for box in (outer, inner))
+    draw.rounded_rectangle((a, b, c, d), 0.07 * side, fill=38)
+    for corners, grey in (
+        (((a, b), (c, b), (g, f), (e, f)), 78),
+        (((a, b), (e, f), (e, h), (a, d)), 66),
+        (((c, b), (c, d), (g, h), (g, f)), 40),
+        (((a, d), (e, h), (g, h), (c, d)), 30),
+    ):
+        draw.polygon(corners, fill=grey)
+    draw.rounded_rectangle((e - 4, f - 4, g + 4, h + 4), 0.06 * side, fill=72)
+    body = _rounded(side, outer, 0.07)
+    pixels = np.asarray(key.filter(ImageFilter.GaussianBlur(3)), dtype=float)
+    top = _rounded(side, inner, 0.05, blur=0.01)
+    pixels = pixels * (1 - top) + top * (58 - 30 * (x + y) + 90 * (x**2 + (y + 0.04) ** 2))
+    font = ImageFont.load_default(0.2 * side)
+    print_ = Image.new("L", (side, side), 0)
+    ImageDraw.Draw(print_).text((0.5 * side, 0.46 * side), legend, 255, font, anchor="mm", stroke_width=1)
+    ink = np.asarray(print_.filter(ImageFilter.GaussianBlur(1)), dtype=float) / 255
+    pixels = pixels * (1 - ink) + 205 * ink
+    pixels = (desk * (1 - 0.55 * shadow)) * (1 - body) + pixels * body
+    return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
+
+
+def _rounded(side: int, box: tuple[float, ...], radius: float, blur: float = 0.003) -> np.ndarray:
+    """(side, side) in [0, 1]: a rounded rectangle with soft edges; all lengths as fractions of the side."""
+    mask = Image.new("L", (side, side), 0)
+    ImageDraw.Draw(mask).rounded_rectangle([side * edge for edge in box], radius * side, fill=255)
+    return np.asarray(mask.filter(ImageFilter.GaussianBlur(blur * side)), dtype=float) / 255
+
+
+def _shot(picture: Image.Image, random: np.random.Generator) -> Image.Image:
+    """What differs between two shots by the same camera: pose, light, focus, grain, white balance."""
+    side = picture.width
+    shift = random.normal(0, 0.006, 2) * side
+    picture = picture.rotate(
+        random.normal(0, 1.2), Image.Resampling.BICUBIC, translate=tuple(shift), fillcolor=150
+    ).filter(ImageFilter.GaussianBlur(random.uniform(0.6, 1.6)))
+    picture = picture.resize((KEY_SIDE, KEY_SIDE), Image.Resampling.BOX)
+    y, x = np.mgrid[:KEY_SIDE, :KEY_SIDE] / KEY_SIDE - 0.5
+    angle = random.uniform(0, 2 * np.pi)
+    light = random.normal(1, 0.04) + random.uniform(0, 0.1) * (x * np.cos(angle) + y * np.sin(angle))
+    colour = np.array([1.02, 1.0, 0.95]) * random.normal(1, 0.01, 3)
+    pixels = np.asarray(picture, dtype=float)[..., None] * light[..., None] * colour
+    pixels += random.normal(0, 3.0, pixels.shape[:2])[..., None] + random.normal(0, 1.5, pixels.shape)
+    return Image.fromarray(np.clip(np.round(pixels), 0, 255).astype(np.uint8))

@@ -8,7 +8,15 @@ import torch
 from helpers import runtime
 from helpers.data import fashion_mnist, samples
 from helpers.data.download import DataError, checksum_of
-from helpers.data.fashion_mnist import CLASSES, FILES, FashionMNISTOneClass, fashion_mnist_root
+from helpers.data.fashion_mnist import (
+    CLASSES,
+    FASHION_MNIST,
+    FILES,
+    MNIST,
+    FashionMNISTOneClass,
+    MNISTOneClass,
+    fashion_mnist_root,
+)
 from helpers.data.loader import Split
 
 TRAIN_EACH, TEST_EACH = 60, 20  # as in the fixture ``numbered``
@@ -35,7 +43,7 @@ def real_dir(tmp_path, numbered, monkeypatch):
     """A data folder with the real names, the numbered images, and the checksums that go with them."""
     raw = tmp_path / "data" / "FashionMNIST" / "raw"
     shutil.copytree(numbered, raw)
-    monkeypatch.setattr(fashion_mnist, "FILES", expected(raw))
+    monkeypatch.setattr(FASHION_MNIST, "files", expected(raw))
     monkeypatch.setenv("AD_DATA", "real")
     return raw
 
@@ -43,7 +51,7 @@ def real_dir(tmp_path, numbered, monkeypatch):
 @pytest.fixture
 def offline(dead_url, monkeypatch):
     """All mirrors are dead."""
-    monkeypatch.setattr(fashion_mnist, "MIRRORS", (dead_url,))
+    monkeypatch.setattr(FASHION_MNIST, "mirrors", (dead_url,))
     return dead_url
 
 
@@ -240,7 +248,7 @@ def test_real_files_at_hand_need_no_network(real_dir, make_run, offline):
 def test_missing_files_are_downloaded_from_the_mirrors(real_dir, make_run, serve, dead_url, monkeypatch):
     server = serve({path.name: path.read_bytes() for path in real_dir.iterdir()})
     shutil.rmtree(real_dir)
-    monkeypatch.setattr(fashion_mnist, "MIRRORS", (dead_url, server.url))
+    monkeypatch.setattr(FASHION_MNIST, "mirrors", (dead_url, server.url))
     assert FashionMNISTOneClass(make_run()).counts()["test"] == {"normal": TEST_EACH, "anomalous": 9 * TEST_EACH}
     assert sorted(path.name for path in real_dir.iterdir()) == sorted([*FILES, *(f"{name}.gz" for name in FILES)])
     FashionMNISTOneClass(make_run())
@@ -272,6 +280,32 @@ def test_auto_takes_the_real_files_silently(real_dir, make_run, offline, monkeyp
     assert capsys.readouterr().out == ""
 
 
+def test_mnist_has_its_own_folder_names_and_files(numbered, make_run, tmp_path, monkeypatch):
+    raw = tmp_path / "data" / "MNIST" / "raw"
+    shutil.copytree(numbered, raw)
+    monkeypatch.setattr(MNIST, "files", expected(raw))
+    monkeypatch.setenv("AD_DATA", "real")
+    data = MNISTOneClass(make_run(), normal_class="3", anomaly_fraction=0)
+    assert data.title == "MNIST: 3 normal, one-class (no labels)"
+    assert data.counts()["training"] == {"normal": TRAIN_EACH - KEPT, "anomalous": 0}
+    assert set(data.train.kind.tolist()) == {3}
+
+
+def test_mnist_falls_back_to_the_digits_and_names_its_own_folder(make_run, dead_url, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(MNIST, "mirrors", (dead_url,))
+    monkeypatch.setenv("AD_DATA", "auto")
+    data = MNISTOneClass(make_run(), normal_class=3, anomaly_fraction=0)
+    assert data.is_sample and data.kinds == tuple("0123456789")
+    assert "Put the four .gz files of MNIST into .../raw" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="unknown class 'Bag': choose one of 0 0, 1 1"):
+        MNISTOneClass(make_run(), normal_class="Bag")
+
+
+def test_mnist_and_fashion_mnist_differ_in_their_checksums():
+    assert FASHION_MNIST.files.keys() == MNIST.files.keys()
+    assert not {md5 for md5, _ in FASHION_MNIST.files.values()} & {md5 for md5, _ in MNIST.files.values()}
+
+
 # --- broken files ---------------------------------------------------------------------------------------------------
 
 
@@ -287,7 +321,7 @@ def test_a_broken_gz_is_named_with_both_checksums(real_dir, make_run, offline, m
     packed.write_bytes(broken)
     with pytest.raises(DataError) as caught:
         FashionMNISTOneClass(make_run())
-    expected_md5 = fashion_mnist.FILES[name][0]
+    expected_md5 = FASHION_MNIST.files[name][0]
     for part in (str(packed), f"expected MD5 {expected_md5}", f"found {checksum_of(packed, 'md5')}"):
         assert part in str(caught.value)
     assert packed.read_bytes() == broken  # the user's file is theirs to delete
@@ -365,6 +399,18 @@ def test_real_fashion_mnist_has_its_known_counts(official):
     for split in (data.train, data.validation, data.test):
         assert set(split.kind.tolist()) == set(range(10))
     assert torch.bincount(data.test.kind).tolist() == [1000] * 10
+
+
+@pytest.mark.real_data
+def test_real_mnist_has_its_known_counts(make_run, dead_url, monkeypatch):
+    folder = runtime.data_dir()
+    if not all((MNIST.raw(folder) / name).exists() for name in FILES):
+        pytest.skip(f"real MNIST is not in {MNIST.raw(folder)}")
+    monkeypatch.setattr(MNIST, "mirrors", (dead_url,))
+    monkeypatch.setenv("AD_DATA", "real")
+    data = MNISTOneClass(make_run(data_dir=folder), normal_class=5, anomaly_fraction=0)
+    assert data.counts()["training"]["normal"] + data.counts()["validation"]["normal"] == 5421
+    assert data.counts()["test"] == {"normal": 892, "anomalous": 9108}
 
 
 @pytest.mark.real_data

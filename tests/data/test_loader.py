@@ -249,7 +249,7 @@ def pictures(count=6, channels=1, side=16) -> torch.Tensor:
     return torch.rand(count, channels, side, side, generator=torch.Generator().manual_seed(0)) * 2 - 1
 
 
-EVERYTHING = Augment(flip=0.5, degrees=20, shift=0.1, noise=0.2)
+EVERYTHING = Augment(flip=0.5, degrees=20, shift=0.1, noise=0.2, scale=0.1, brightness=0.2)
 
 
 def test_no_augmentation_is_the_identity():
@@ -305,11 +305,29 @@ def test_a_shift_moves_by_at_most_the_fraction_of_the_side():
         assert 3.5 < moved.max() < 4.1 and -4.1 < moved.min() < -3.5  # a tenth of 40
 
 
-@pytest.mark.parametrize("setting", ["flip", "degrees", "shift", "noise"])
+def test_a_scale_changes_the_size_by_at_most_its_fraction():
+    image = torch.full((1, 1, 80, 80), -1.0)
+    image[:, :, 20:60, 20:60] = 1
+    torch.manual_seed(0)
+    out = Augment(scale=0.2)(image.expand(200, -1, -1, -1)) + 1
+    side = (out.sum((1, 2, 3)) / 2).sqrt() / 40
+    assert 1.17 < side.max() < 1.21 and 0.79 < side.min() < 0.83
+    torch.testing.assert_close(out, out.flip(-1), atol=1e-4, rtol=0)  # around the middle
+
+
+def test_brightness_changes_by_at_most_its_fraction_of_the_range():
+    torch.manual_seed(0)
+    out = (Augment(brightness=0.2)(torch.zeros(200, 1, 8, 8)) + 1) / 2
+    assert 0.69 < out.max() <= 0.7 and 0.3 <= out.min() < 0.31
+    assert (out.amax((1, 2, 3)) == out.amin((1, 2, 3))).all()  # one light for the whole image
+
+
+@pytest.mark.parametrize("setting", ["flip", "degrees", "shift", "noise", "scale", "brightness"])
 def test_images_of_a_batch_get_different_changes(setting):
     torch.manual_seed(0)
     images = pictures(count=1).expand(8, -1, -1, -1)
-    out = Augment(**{setting: {"flip": 0.5, "degrees": 20, "shift": 0.2, "noise": 0.1}[setting]})(images)
+    strength = {"flip": 0.5, "degrees": 20, "shift": 0.2, "noise": 0.1, "scale": 0.2, "brightness": 0.2}[setting]
+    out = Augment(**{setting: strength})(images)
     different = len({tuple(image.flatten().tolist()) for image in out})
     assert different == (2 if setting == "flip" else 8)
 
@@ -527,3 +545,20 @@ def test_the_data_module_gives_batches_counts_and_a_title():
         "test": {"normal": 7, "anomalous": 0},
     }
     assert epoch(data.train_dataloader(), 0) == epoch(batches(seed=3), 0)
+
+
+def test_held_out_views_are_augmented_copies_of_the_held_out_normal_images():
+    data = OneClassData(CPU, 4, 0, seed=3, augment=Augment(noise=0.2))
+    data.validation = numbered_split(5, 4)
+    state = torch.get_rng_state()
+    views = data.held_out_views(3)
+    assert torch.equal(state, torch.get_rng_state())
+    assert len(views) == 15 and not views.label.any()
+    good = data.validation.normal()
+    assert torch.equal(views.kind, good.kind.repeat(3))
+    assert torch.equal(views.images[:5], good.images)
+    assert not torch.equal(views.images[5:10], good.images)
+    assert not torch.equal(views.images[5:10], views.images[10:])
+    assert torch.equal(views.images, data.held_out_views(3).images)
+    data.augment = Augment()
+    assert torch.equal(data.held_out_views(2).images, good.images.repeat(2, 1, 1, 1))

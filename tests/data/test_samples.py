@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from sklearn.datasets import load_digits
 from torchvision.datasets import FashionMNIST
 
@@ -120,3 +121,27 @@ def test_two_processes_at_once_leave_one_folder(tmp_path, monkeypatch):
     assert samples.digits_as_fashion_mnist(folder) == folder
     assert sorted(path.name for path in folder.iterdir()) == sorted(NAMES)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "raw"]
+
+
+def test_keycaps_are_pictures_of_two_keys_each_a_little_different(tmp_path):
+    folder = samples.keycaps(tmp_path / "keycaps", good=4, others=3)
+    eight, twelve = (
+        np.stack([np.asarray(Image.open(path), dtype=float) for path in sorted((folder / legend).iterdir())])
+        for legend in samples.LEGENDS
+    )
+    assert eight.shape == (4, samples.KEY_SIDE, samples.KEY_SIDE, 3) and len(twelve) == 3
+    assert len(np.unique(eight.reshape(4, -1), axis=0)) == 4
+    middle = slice(samples.KEY_SIDE // 5, -samples.KEY_SIDE // 5)
+    assert eight[:, 5, 5].mean() > 2 * eight[:, middle, middle].mean()  # a dark key on a light desk
+    # the legends differ by more than two shots of one key do
+    between = np.abs(eight.mean(0) - twelve.mean(0))[middle, middle].mean()
+    assert between > 1.5 * np.abs(eight[:2].mean(0) - eight[2:].mean(0))[middle, middle].mean()
+    before = sorted(path.stat().st_mtime_ns for path in folder.rglob("*.jpg"))
+    samples.keycaps(folder, good=9)
+    assert sorted(path.stat().st_mtime_ns for path in folder.rglob("*.jpg")) == before
+
+
+def test_keycaps_are_the_same_everywhere(tmp_path):
+    first, second = (samples.keycaps(tmp_path / name, good=2, others=1) for name in "ab")
+    for path in first.rglob("*.jpg"):
+        assert path.read_bytes() == (second / path.relative_to(first)).read_bytes()
