@@ -5,6 +5,8 @@ python tools/run.py --reference [01 ...]   full training into version_0 .. versi
 """
 
 import argparse
+import base64
+import io
 import json
 import os
 import sys
@@ -14,8 +16,10 @@ from pathlib import Path
 import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
+LARGE = 80_000  # characters of a figure in a notebook
 sys.path.insert(0, str(ROOT))
 
 from helpers import runtime  # noqa: E402
@@ -81,9 +85,22 @@ def execute(source: Path, target: Path) -> int:
         print(f"\n{source.stem} FAILED:\n{error}")
         nbformat.write(book, target)
         return 1
+    shrink(book)
     nbformat.write(book, target)
     print(f"\r{source.stem}: done in {time.monotonic() - started:.0f} s" + " " * 20)
     return 0
+
+
+def shrink(book: nbformat.NotebookNode) -> None:
+    """Write large figures with a palette of 256 colours, so that notebooks full of photographs stay below 3 MB."""
+    for cell in book.cells:
+        for output in cell.get("outputs", []):
+            png = output.get("data", {}).get("image/png", "")
+            if len(png) > LARGE:
+                smaller = io.BytesIO()
+                figure = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB")
+                figure.quantize(256, dither=Image.Dither.NONE).save(smaller, "PNG", optimize=True)
+                output["data"]["image/png"] = base64.b64encode(smaller.getvalue()).decode()
 
 
 def reference(path: Path) -> int:
