@@ -63,13 +63,14 @@ def around_any_centre(model: type) -> type:
     return Begun
 
 
-NUTS = {"dataset": "hazelnut", "flip": 0.5, "degrees": 180, "shift": 0.03, "noise": 0.02}
+SHORT = {"dataset": "hazelnut", "epochs": 1, "images_per_epoch": 480}
+NUTS = SHORT | {"flip": 0.5, "degrees": 180, "shift": 0.03, "noise": 0.02}
 # notebook, model, version, data, changed settings, rounds
 MODELS = (
     ("01_baseline_gan", "BaselineGAN", "version_0", fashion, {"epochs": 2}, REPEATS),
     ("02_dcgan", "DCGAN", "version_1", fashion, {"epochs": 1}, 5),
-    ("03_hazelnut_autoencoder", "HazelnutAutoencoder", "version_2", mvtec, {"epochs": 1, "images_per_epoch": 480}, 5),
-    ("04_deep_svdd", "DeepSVDD", "version_3", mvtec, NUTS | {"epochs": 1, "images_per_epoch": 480}, 5),
+    ("03_hazelnut_autoencoder", "HazelnutAutoencoder", "version_2", mvtec, SHORT, 5),
+    ("04_deep_svdd", "DeepSVDD", "version_3", mvtec, NUTS, 5),
 )
 
 
