@@ -1,6 +1,7 @@
 """Short, seeded trainings on the real images, with bounds that a broken model cannot meet."""
 
 import json
+import re
 import time
 
 import nbformat
@@ -76,7 +77,7 @@ def test_one_switch_shows_the_reference_without_training(real, monkeypatch, tmp_
     print(f"{time.monotonic() - start:.0f} s")
     results = json.loads((ROOT / "lightning_logs" / "version_0" / "results.json").read_text())
     printed = "".join(output.get("text", "") for cell in book.cells for output in cell.get("outputs", []))
-    assert f"auroc              {results['metrics']['auroc']:.4f}" in printed
+    assert re.search(rf"auroc +{results['metrics']['auroc']:.4f}", printed)
     assert "(3 seeds)" in printed
     assert "loaded from lightning_logs/version_0" in printed
     assert not (tmp_path / "logs").exists()
@@ -108,7 +109,7 @@ def test_the_committed_one_class_dcgan_gives_the_committed_result(real):
     assert metrics.auroc(scores.score, scores.label) == pytest.approx(results["metrics"]["auroc"], abs=1e-4)
 
 
-def tested(data):
+def kinds_and_masks(data):
     """{kind: test images}, and the number of masks of defects."""
     kinds = {name: int((data.test.kind == index).sum()) for index, name in enumerate(data.kinds)}
     defective = data.test.label == 1
@@ -120,7 +121,7 @@ def tested(data):
 @needs_mvtec("hazelnut")
 def test_the_hazelnuts_are_the_part_or_the_whole_that_the_notebook_names(real):
     data = MVTec(real, "hazelnut", size=64)
-    kinds, masks = tested(data)
+    kinds, masks = kinds_and_masks(data)
     good = len(data.train) + len(data.validation.normal())
     part = {"good": 8, "crack": 7, "cut": 3, "hole": 6, "print": 5}
     whole = {"good": 40, "crack": 18, "cut": 17, "hole": 18, "print": 17}
@@ -132,7 +133,7 @@ def test_the_hazelnuts_are_the_part_or_the_whole_that_the_notebook_names(real):
 @needs_mvtec("transistor")
 def test_the_transistors_are_complete(real):
     data = MVTec(real, "transistor", size=64)
-    kinds, masks = tested(data)
+    kinds, masks = kinds_and_masks(data)
     assert len(data.train) + len(data.validation.normal()) == 213
     assert kinds == {"good": 60, "bent_lead": 10, "cut_lead": 10, "damaged_case": 10, "misplaced": 10}
     assert masks == 40 and data.test.has_mask.all()
