@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from helpers import metrics, plots, runtime
 from helpers.training import RESULTS, Scores, Trained
 
+SCORES = "scores.npz"  # beside results.json: score, label, kind (N,), kinds, validation (M,) as in ``Scores``
 PIXEL_PERCENTILE = 99.9  # defects are small: one pixel in a thousand of good images may be flagged
 
 
@@ -57,7 +58,7 @@ def report(
     seeds: dict[str, list[float]] | None = None,
     pixel_percentile: float = PIXEL_PERCENTILE,
 ) -> dict:
-    """Write results.json, metrics and figures into the TensorBoard version of ``trained``.
+    """Write results.json, scores.npz, metrics and figures into the TensorBoard version of ``trained``.
 
     seeds: {metric: [one value per seed]} where the training was repeated.
     The version of a model that was loaded is left as it is.  Returns the content of results.json.
@@ -76,8 +77,20 @@ def report(
     }
     if trained.logger is not None and rank_zero_only.rank == 0:
         _log(scores, trained, values, limits["threshold"])
+        _write_scores(trained.folder / SCORES, scores)
         write_json(trained.folder / RESULTS, result)
     return result
+
+
+def _write_scores(path: Path, scores: Scores) -> None:
+    """The scores image by image, for ROC curves and bootstrap intervals without the data; whole or not there."""
+    unfinished = path.with_name(path.name + ".part")
+    with unfinished.open("wb") as file:
+        names = np.array(scores.kinds)
+        np.savez_compressed(
+            file, score=scores.score, label=scores.label, kind=scores.kind, kinds=names, validation=scores.validation
+        )
+    unfinished.replace(path)
 
 
 def _log(scores: Scores, trained: Trained, values: dict, limit: float) -> None:

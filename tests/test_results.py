@@ -56,6 +56,14 @@ def test_results_json_holds_what_a_program_needs(reported):
     assert stored["parameters"] == sum(p.numel() for p in trained.model.parameters())
 
 
+def test_the_scores_are_kept_image_by_image(reported):
+    trained, scores, _ = reported
+    with np.load(trained.folder / "scores.npz", allow_pickle=False) as kept:
+        for name in ("score", "label", "kind", "validation"):
+            assert np.array_equal(kept[name], getattr(scores, name)), name
+        assert tuple(kept["kinds"]) == scores.kinds
+
+
 def test_tensorboard_gets_metrics_figures_and_hyperparameters(reported):
     trained, _, _ = reported
     found = EventAccumulator(str(trained.folder))
