@@ -114,8 +114,10 @@ def log_latents(trained: Trained, latents: torch.Tensor, images: torch.Tensor, n
     """
     if trained.logger is not None and rank_zero_only.rank == 0:
         thumbnails = F.interpolate(images.float() / 255, 32, mode="area").expand(-1, 3, -1, -1)
-        points = plots.principal(latents.cpu(), 30)
-        trained.logger.experiment.add_embedding(points, metadata=names, label_img=thumbnails, tag="latents")
+        points, step = plots.principal(latents.cpu(), 30), trained.history["batches"]
+        trained.logger.experiment.add_embedding(
+            points, metadata=names, label_img=thumbnails, tag="latents", global_step=step
+        )
 
 
 def print_rows(title: str, kind, kinds: tuple[str, ...], named: dict[str, np.ndarray]) -> None:
