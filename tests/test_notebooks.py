@@ -10,6 +10,7 @@ import pytest
 
 from helpers import runtime
 from helpers.results import read_table
+from helpers.versions import definitions
 from tests.conftest import ROOT
 from tools import notebooks
 
@@ -162,7 +163,7 @@ def test_the_address_stands_everywhere_and_one_command_changes_it(tmp_path, monk
 
 def test_definitions_run_without_running_the_notebook():
     for path, model in zip(PATHS, ("BaselineGAN", "DCGAN"), strict=False):
-        scope = notebooks.definitions(path)
+        scope = definitions(path)
         assert model in scope
         assert "trained" not in scope
 
