@@ -18,7 +18,7 @@ from helpers import metrics, runtime
 from helpers.models import AnomalyModel
 from helpers.plots import scalars
 from helpers.results import SCORES, read_scores, spread
-from helpers.training import CHECKPOINT, LAST, RESULTS, Scores, TrainingError, load
+from helpers.training import CHECKPOINT, LAST, REFERENCE_VERSIONS, RESULTS, Scores, TrainingError, load
 
 NAME = re.compile(r"version_(\d+)")
 EXPECTED = ("notebook", "profile", "epochs", "train_seconds", "images_per_second", "parameters", "device", "seeds")
@@ -71,21 +71,32 @@ class Version:
         return f"{self.name} ({model})"
 
 
-def read_versions(*logs: Path) -> list[Version]:
-    """All versions below one or several logs folders, in their order; nothing that is found there raises an error.
+def read_versions(course: Path, own: Path) -> list[Version]:
+    """The committed versions of the course, then all others in the reader's own logs folder, in their order.
 
     A version is a folder ``version_<number>``, or a folder in it with a results.json of its own (another protocol
-    or another data set).  Folders with other names are listed with their problem.  A name that an earlier
-    folder has taken gets ``(2)`` behind it.
+    or another data set).  Folders with other names are listed with their problem; nothing that is found in
+    the folders raises an error.  A name that is taken gets ``(2)`` behind it.
     """
+    committed = [
+        (course, part)
+        for part in _parts(course)
+        if (number := _number_of(part, course)) is not None and number < REFERENCE_VERSIONS
+    ]
+    known = {part.resolve() for _, part in committed}
     found: dict[str, Version] = {}
-    for folder in dict.fromkeys(Path(path).resolve() for path in logs):
-        for part in _parts(folder):
-            name, copies = part.relative_to(folder).as_posix(), 1
-            while (unique := name if copies == 1 else f"{name} ({copies})") in found:
-                copies += 1
-            found[unique] = read_version(part, unique)
+    for logs, part in committed + [(own, part) for part in _parts(own) if part.resolve() not in known]:
+        name, copies = part.relative_to(logs).as_posix(), 1
+        while (unique := name if copies == 1 else f"{name} ({copies})") in found:
+            copies += 1
+        found[unique] = read_version(part, unique)
     return list(found.values())
+
+
+def _number_of(part: Path, logs: Path) -> int | None:
+    """N of ``version_N`` for it and for the folders in it; None for folders with other names."""
+    name = NAME.fullmatch(part.relative_to(logs).parts[0])
+    return int(name[1]) if name else None
 
 
 def _parts(folder: Path) -> list[Path]:
