@@ -96,12 +96,15 @@ def _write_scores(path: Path, scores: Scores) -> None:
 def read_scores(path: Path, title: str, images_per_second: float) -> Scores:
     """The scores that ``report`` kept; title and speed are not in the file.
 
-    Raises ValueError or KeyError for a file that holds something else, zipfile.BadZipFile for a broken one.
+    Raises ValueError for a file that holds something else, and whatever NumPy raises for a broken one.
     """
-    with np.load(path, allow_pickle=False) as kept:
+    with path.open("rb") as file:
+        kept = np.load(file, allow_pickle=False)
+        if not hasattr(kept, "files"):
+            raise ValueError("it holds one array instead of five named ones")
         score, label, kind, validation = (kept[name] for name in ("score", "label", "kind", "validation"))
         names = tuple(str(name) for name in kept["kinds"])
-    if not (score.shape == label.shape == kind.shape == (len(score),)):
+    if score.ndim != 1 or not (score.shape == label.shape == kind.shape):
         raise ValueError(f"scores, labels and kinds have different shapes: {score.shape}, {label.shape}, {kind.shape}")
     if len(kind) and not (kind.min() >= 0 and kind.max() < len(names)):
         raise ValueError(f"kinds are no indices into their {len(names)} names")

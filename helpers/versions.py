@@ -5,7 +5,6 @@ import json
 import math
 import re
 import struct
-import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +20,16 @@ from helpers.results import SCORES, read_scores, spread
 from helpers.training import CHECKPOINT, LAST, REFERENCE_VERSIONS, RESULTS, Scores, TrainingError, load
 
 NAME = re.compile(r"version_(\d+)")
-EXPECTED = ("notebook", "profile", "epochs", "train_seconds", "images_per_second", "parameters", "device", "seeds")
+EXPECTED = {  # of results.json, beside what is needed for a rank: data set, protocol and AUROC
+    "notebook": str,
+    "profile": str,
+    "device": str,
+    "epochs": (int, float),
+    "train_seconds": (int, float),
+    "images_per_second": (int, float),
+    "parameters": (int, float),
+    "seeds": dict,
+}
 COST = "scoring_images_per_second"
 AGREE = 1e-4  # AUROC of scores.npz and of results.json
 
@@ -145,12 +153,12 @@ def _read_results(version: Version) -> str:
         return f"{RESULTS} holds no AUROC between 0 and 1"
     if missing := [key for key in ("dataset", "protocol") if not isinstance(found.get(key), str)]:
         return f"{RESULTS} of an older format: no {', '.join(missing)}"
-    missing = [key for key in EXPECTED if key not in found]
-    seeds = found.get("seeds")
-    sound = isinstance(seeds, dict) and all(
-        isinstance(values, list) and all(map(_is_share, values)) for values in seeds.values()
-    )
-    version.results = found | {"seeds": seeds if sound else {}}
+    missing = [key for key, kind in EXPECTED.items() if not isinstance(found.get(key), kind)]
+    version.results = {key: value for key, value in found.items() if key not in missing}
+    version.results["metrics"] = {name: value for name, value in measured.items() if isinstance(value, (int, float))}
+    values = found.get("seeds") if "seeds" not in missing else {}
+    sound = all(isinstance(each, list) and all(map(_is_share, each)) for each in values.values())
+    version.results["seeds"] = values if sound else {}
     if missing:
         return f"{RESULTS} of an older format: no {', '.join(missing)}"
     return "" if sound else f"{RESULTS}: the seeds are no lists of numbers between 0 and 1"
@@ -179,7 +187,10 @@ def _read_losses(version: Version) -> str:
     files = sorted(version.folder.glob("events.out.tfevents.*"))
     problems = [problem for path in files if (problem := event_file_problem(path))]
     if len(problems) < len(files) or any("cut short" in problem for problem in problems):
-        version.losses = scalars(version.folder, "loss/")
+        try:
+            version.losses = scalars(version.folder, "loss/")
+        except Exception as error:  # whatever wrong bytes make TensorBoard's reader raise
+            problems.append(f"event file is broken: {type(error).__name__}")
     return "no event file" if not files else next(iter(problems), "")
 
 
@@ -211,10 +222,10 @@ def _read_scores(version: Version) -> str:
         return f"no {SCORES} (an older format): no ROC curve" if version.results else f"no {SCORES}"
     try:
         scores = read_scores(
-            path, " ".join(version.task) if version.results else "", version.results.get(COST, math.nan)
+            path, ": ".join(version.task) if version.results else "", version.results.get(COST, math.nan)
         )
         auroc = metrics.auroc(scores.score, scores.label)
-    except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except Exception as error:  # whatever a broken archive makes its readers raise
         return f"{SCORES} is broken: {error}"
     stated = version.results["metrics"]["auroc"] if version.results else auroc
     if abs(auroc - stated) > AGREE:

@@ -51,6 +51,12 @@ def notebooks() -> list[Path]:
     return sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
+def trains(path: Path) -> bool:
+    """Whether a notebook trains a model and so leaves a version; one that does not only reads versions."""
+    cells = json.loads(path.read_text())["cells"]
+    return any(cell["cell_type"] == "code" and re.search(r"\bfit\(", "".join(cell["source"])) for cell in cells)
+
+
 def set_up_cell() -> str:
     """The source of the set-up cell for the present address."""
     return SET_UP.replace("ADDRESS", address()).replace("NAME", address().rsplit("/", 1)[1])
