@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -48,20 +49,28 @@ class Difference:
         return "beyond the noise of test images and seeds"
 
 
-def _drawn(members: Sequence[Version], draws: int) -> np.ndarray:
-    """(K, draws) AUROC of versions with the same test images on the same resampled test sets."""
-    scores = [member.scores.score for member in members]
-    return metrics.bootstrap_auroc(scores, members[0].scores.label, draws)
+def _drawn(members: Sequence[Version], draws: int) -> dict[str, np.ndarray]:
+    """{name: (draws,) AUROC on resampled test sets}, the same sets for all with the same test images."""
+    alike: list[list[Version]] = []
+    for member in members:
+        if member.scores is not None:
+            part = next((part for part in alike if same_images(part[0], member)), None)
+            alike.append([member]) if part is None else part.append(member)
+    found = {}
+    for part in alike:
+        values = metrics.bootstrap_auroc([member.scores.score for member in part], part[0].scores.label, draws)
+        found |= {member.name: value for member, value in zip(part, values, strict=True)}
+    return found
+
+
+def _interval(values: np.ndarray) -> tuple[float, float]:
+    low, high = np.percentile(values, [50 - COVERAGE / 2, 50 + COVERAGE / 2])
+    return float(low), float(high)
 
 
 def intervals(members: Sequence[Version], draws: int = 1000) -> dict[str, tuple[float, float]]:
     """{name: (low, high)} around the AUROC of the first seed; versions without scores are left out."""
-    found = {}
-    for member in members:
-        if member.scores is not None:
-            low, high = np.percentile(_drawn([member], draws)[0], [50 - COVERAGE / 2, 50 + COVERAGE / 2])
-            found[member.name] = (float(low), float(high))
-    return found
+    return {name: _interval(values) for name, values in _drawn(members, draws).items()}
 
 
 def differences(members: Sequence[Version], draws: int = 1000) -> list[Difference]:
@@ -71,14 +80,11 @@ def differences(members: Sequence[Version], draws: int = 1000) -> list[Differenc
     """
     if len(tasks := {member.task for member in members}) > 1:
         raise ValueError(f"versions with different data or protocols are not ranked: {sorted(tasks)}")
-    found = []
-    for place, first in enumerate(members):
-        for second in members[place + 1 :]:
-            if same_images(first, second):
-                one, two = _drawn([first, second], draws)
-                low, high = np.percentile(one - two, [50 - COVERAGE / 2, 50 + COVERAGE / 2])
-                value = first.results["metrics"]["auroc"] - second.results["metrics"]["auroc"]
-                found.append(Difference(first, second, value, float(low), float(high)))
+    drawn, found = _drawn(members, draws), []
+    for first, second in combinations(members, 2):
+        if same_images(first, second):
+            value = first.results["metrics"]["auroc"] - second.results["metrics"]["auroc"]
+            found.append(Difference(first, second, value, *_interval(drawn[first.name] - drawn[second.name])))
     return found
 
 
@@ -129,7 +135,9 @@ def loss_curves(versions: Sequence[Version], title: str) -> Figure:
         for place, version in enumerate(versions):
             if name in version.losses:
                 batches, values = version.losses[name]
-                axis.plot(np.array(batches) / batches[-1], values, label=version.name, alpha=0.85, **_look(place))
+                axis.plot(
+                    np.array(batches) / max(batches[-1], 1), values, label=version.name, alpha=0.85, **_look(place)
+                )
         axis.set_title(name.replace("_", " "), fontsize=9)
         axis.set_xlim(0, 1)
     handles = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}

@@ -225,6 +225,7 @@ def _read_scores(version: Version) -> str:
             path, ": ".join(version.task) if version.results else "", version.results.get(COST, math.nan)
         )
         auroc = metrics.auroc(scores.score, scores.label)
+        metrics.threshold(scores.validation)
     except Exception as error:  # whatever a broken archive makes its readers raise
         return f"{SCORES} is broken: {error}"
     stated = version.results["metrics"]["auroc"] if version.results else auroc
@@ -297,11 +298,18 @@ def rebuild(version: Version, run: runtime.Run, notebooks: Path) -> AnomalyModel
     page = notebooks / f"{version.hparams.get('notebook')}.ipynb"
     if not page.exists():
         raise TrainingError(f"{version.name} was made by a notebook that is not here: {page.stem}")
-    name = torch.load(path, map_location="cpu", weights_only=True).get("model_class")
+    try:
+        name = torch.load(path, map_location="cpu", weights_only=True).get("model_class")
+    except Exception as error:  # whatever a broken file makes pickle and zipfile raise
+        raise TrainingError(f"{version.name}: {CHECKPOINT} is broken ({type(error).__name__})") from error
     found = definitions(page).get(name)
     if found is None:
         raise TrainingError(f"{page.name} defines no {name}, which {version.name} holds")
-    return load(found(version.hparams), run, version.folder).model.eval()
+    try:
+        model = found(version.hparams)
+    except Exception as error:  # a notebook's class raises what it likes
+        raise TrainingError(f"{version.name}: {name} cannot be made from its settings: {error}") from error
+    return load(model, run, version.folder).model.eval()
 
 
 def definitions(path: Path) -> dict:

@@ -141,6 +141,7 @@ DAMAGES = [
     (cut("scores.npz", 0), "scores.npz is broken", True),
     (lambda folder: np.savez(folder / "scores.npz", other=[1]), "scores.npz is broken", True),
     (lambda folder: (folder / "scores.npz").write_bytes(ONE_ARRAY), "it holds one array", True),
+    (lambda folder: save_scores(folder, validation=[]), "held-out normal images", True),
     (lambda folder: save_scores(folder, score=0.5), "scores.npz is broken", True),
     (lambda folder: save_scores(folder, score=[0.0, 1.0]), "scores.npz is broken", True),
     (lambda folder: save_scores(folder, kind=[0, 0, 1, 9]), "scores.npz is broken", True),
@@ -270,12 +271,21 @@ def test_models_are_rebuilt_from_notebook_and_version(tmp_path, name, model):
 
 def test_what_cannot_be_rebuilt_is_said(tmp_path):
     version = versions.read_version(ROOT / "lightning_logs" / "version_0", "version_0")
-    run = make_run(tmp_path)
+    run, pages = make_run(tmp_path), ROOT / "notebooks"
     with pytest.raises(TrainingError, match="a notebook that is not here: 01_baseline_gan"):
         rebuild(version, run, tmp_path)
     (tmp_path / "01_baseline_gan.ipynb").write_text('{"cells": []}')
     with pytest.raises(TrainingError, match="defines no BaselineGAN"):
         rebuild(version, run, tmp_path)
+    kept, version.hparams = version.hparams, {"notebook": "01_baseline_gan"}
+    with pytest.raises(TrainingError, match="BaselineGAN cannot be made from its settings"):
+        rebuild(version, run, pages)
+    version.hparams = kept | {"hidden": 16}
+    with pytest.raises(TrainingError, match="trained with other settings"):
+        rebuild(version, run, pages)
     version.folder = tmp_path
     with pytest.raises(TrainingError, match="has no model.ckpt"):
-        rebuild(version, run, ROOT / "notebooks")
+        rebuild(version, run, pages)
+    (tmp_path / "model.ckpt").write_bytes(b"junk")
+    with pytest.raises(TrainingError, match="model.ckpt is broken"):
+        rebuild(version, run, pages)

@@ -172,6 +172,7 @@ def take(page: webdriver.Chrome, address: str, name: str) -> Image.Image:
     show(page, address, tab, runs, tags)
     if tab == "timeseries":
         until(page, drawn_image if name == "images" else drawn_chart)
+        page.execute_script("document.querySelectorAll('*').forEach(element => element.scrollTop = 0)")
         if "Card Width" in page.find_element("tag name", "body").text:  # open at first, then as it was left
             find_all(page, '[aria-label="Toggle settings side pane"]')[0].click()
     elif tab == "hparams":
