@@ -93,6 +93,24 @@ def _write_scores(path: Path, scores: Scores) -> None:
     unfinished.replace(path)
 
 
+def read_scores(path: Path, title: str, images_per_second: float) -> Scores:
+    """The scores that ``report`` kept; title and speed are not in the file.
+
+    Raises ValueError for a file that holds something else, and whatever NumPy raises for a broken one.
+    """
+    with path.open("rb") as file:
+        kept = np.load(file, allow_pickle=False)
+        if not hasattr(kept, "files"):
+            raise ValueError("it holds one array instead of five named ones")
+        score, label, kind, validation = (kept[name] for name in ("score", "label", "kind", "validation"))
+        names = tuple(str(name) for name in kept["kinds"])
+    if score.ndim != 1 or not (score.shape == label.shape == kind.shape):
+        raise ValueError(f"scores, labels and kinds have different shapes: {score.shape}, {label.shape}, {kind.shape}")
+    if len(kind) and not (kind.min() >= 0 and kind.max() < len(names)):
+        raise ValueError(f"kinds are no indices into their {len(names)} names")
+    return Scores(score, label, kind, names, validation, title, images_per_second)
+
+
 def _log(scores: Scores, trained: Trained, values: dict, limit: float) -> None:
     writer, step = trained.logger.experiment, trained.history["batches"]
     trained.logger.log_hyperparams(
