@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from sklearn.covariance import LedoitWolf
 
 from helpers.data.fashion_mnist import FashionMNISTOneClass
 from helpers.data.loader import Augment, Split, to_float, to_uint8
-from helpers.models import score_images
+from helpers.models import of_images, score_images
 from helpers.training import evaluate, fit, load
 from tests.conftest import notebook_definitions
 
@@ -216,8 +217,9 @@ def test_training_lowers_the_errors_and_ends_by_learning_what_is_usual(ganomaly,
     after = (model.eval().reconstruct(x) - x).abs().mean().item()
     assert after < 0.5 * before
     assert trained.history["batches"] == 20 * 4
-    training = score_images(model, data.train, torch.device("cpu"))
-    assert training.mean() == pytest.approx(1, abs=0.3)  # in units of what is usual
+    gaps = of_images(model, model.gap, data.train, torch.device("cpu")).double().numpy()
+    expected = LedoitWolf().fit(gaps).mahalanobis(gaps) / 6
+    assert score_images(model, data.train, torch.device("cpu")) == pytest.approx(expected, rel=1e-3)
     held_out = evaluate(model, data)
     again = load(ganomaly(epochs=20, lr=5e-3), run, trained.folder)  # the checkpoint knows what is usual
     assert np.array_equal(evaluate(again.model, data).score, held_out.score)
