@@ -129,7 +129,8 @@ def test_the_tables_of_deep_svdd_are_the_committed_ones():
 
 def test_the_tables_of_ganomaly_are_the_committed_ones():
     version = ROOT / "lightning_logs" / "version_4"
-    printed = "".join(str(o.get("text", "")) for cell in code(BOOKS["05_ganomaly.ipynb"]) for o in cell["outputs"])
+    outputs = [output for cell in code(BOOKS["05_ganomaly.ipynb"]) for output in cell["outputs"]]
+    printed = "".join("".join(output.get("text", "")) for output in outputs)
     tables = {name: read_table(version / f"{name}.csv") for name in ("tried", "ten_classes", "mnist")}
     assert {name: len(rows) for name, rows in tables.items()} == {"tried": 7, "ten_classes": 10, "mnist": 11}
     *digits, skewed = tables["mnist"]
