@@ -48,6 +48,26 @@ def threshold(normal_score, percentile: float = 99.0) -> float:
     return float(np.percentile(normal_score, percentile, method="higher"))
 
 
+def conformal_p_values(score, normal_score) -> np.ndarray:
+    """(N,) p-values of the hypothesis "this image is normal": how rarely a held-out normal image scores as high.
+
+    score: (N,) finite.  normal_score: (M,) scores of held-out normal images, never of training or test images.
+    p = (1 + number of held-out scores at or above the image's) / (M + 1), in [1 / (M + 1), 1].
+    A new normal image that is exchangeable with the held-out ones has p <= alpha with probability at most alpha,
+    for every alpha and every score function; the probability counts the draw of the held-out images, too.
+    Vovk, Gammerman, Shafer, Algorithmic Learning in a Random World, 2005, chapter 2.
+    """
+    score, normal_score = (np.asarray(values, dtype=np.float64) for values in (score, normal_score))
+    if score.ndim != 1 or normal_score.ndim != 1 or not normal_score.size:
+        raise ValueError(
+            f"p-values need a vector of scores and one of held-out scores: got {score.shape} and {normal_score.shape}"
+        )
+    if not (np.isfinite(score).all() and np.isfinite(normal_score).all()):
+        raise ValueError("p-values need finite scores")
+    below = np.searchsorted(np.sort(normal_score), score)
+    return (1 + len(normal_score) - below) / (len(normal_score) + 1)
+
+
 def at_threshold(score, label, limit: float) -> dict[str, float]:
     """``false_alarm_rate``, ``detection_rate`` and ``f1_at_threshold`` if scores above ``limit`` are flagged."""
     score, label = _checked(score, label)

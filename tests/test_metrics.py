@@ -353,3 +353,64 @@ def test_maps_and_masks_that_cannot_be_measured(function, maps, masks, reason):
 def test_a_false_positive_rate_out_of_bounds(max_fpr):
     with pytest.raises(ValueError, match="above 0 and at most 1"):
         metrics.pro_score(*pictures(0), max_fpr)
+
+
+# --- conformal p-values -----------------------------------------------------------------------------------------------
+
+
+def test_p_values_count_the_held_out_scores_at_or_above():
+    held_out = [1.0, 2.0, 2.0, 3.0]
+    found = metrics.conformal_p_values([0.0, 1.0, 2.0, 2.5, 3.0, 9.0], held_out)
+    assert found.tolist() == pytest.approx([5 / 5, 5 / 5, 4 / 5, 2 / 5, 2 / 5, 1 / 5])
+
+
+def test_a_higher_score_never_has_a_higher_p_value():
+    rng = np.random.default_rng(0)
+    score = np.sort(rng.normal(size=100).round(1))
+    found = metrics.conformal_p_values(score, rng.normal(size=37).round(1))
+    assert (np.diff(found) <= 0).all()
+    assert found.min() >= 1 / 38
+    assert found.max() <= 1
+
+
+def rates(alphas, new, held_out):
+    """How often p <= alpha, for each alpha: each row of ``held_out`` with the new normal score of that row."""
+    p = np.array([metrics.conformal_p_values(row[:1], others)[0] for row, others in zip(new, held_out, strict=True)])
+    return (p[:, None] <= alphas + 1e-12).mean(0)
+
+
+DRAWS, ALPHAS = 8000, np.array([0.05, 0.1, 0.25, 0.5, 0.9])
+NOISE = 4 * np.sqrt(ALPHAS * (1 - ALPHAS) / DRAWS)  # four standard errors
+
+
+@pytest.mark.parametrize("count", [9, 19, 50])
+@pytest.mark.parametrize("ties", [False, True])
+def test_the_false_alarm_rate_is_the_promised_one_whatever_the_distribution(count, ties):
+    rng = np.random.default_rng(count)
+    scores = rng.gamma(0.5, size=(DRAWS, count + 1))  # skewed, as scores are
+    scores = scores.round(1) if ties else scores
+    found = rates(ALPHAS, scores[:, :1], scores[:, 1:])
+    assert (found <= ALPHAS + NOISE).all()
+    if not ties:  # and no more careful than it must be: exactly the share of ranks that are small enough
+        assert found == pytest.approx(np.floor(ALPHAS * (count + 1) + 1e-9) / (count + 1), abs=NOISE.max())
+
+
+def test_the_promise_is_empty_if_the_held_out_images_are_of_another_kind():
+    rng = np.random.default_rng(0)  # scores of training images, say, which a model finds a little too normal
+    found = rates(ALPHAS, rng.gamma(0.5, size=(DRAWS, 1)), 0.7 * rng.gamma(0.5, size=(DRAWS, 50)))
+    assert (found[:3] > ALPHAS[:3] + NOISE[:3]).all()
+
+
+@pytest.mark.parametrize(
+    ("score", "held_out", "message"),
+    [
+        ([1.0], [], "a vector of scores and one of held-out"),
+        ([[1.0]], [1.0], r"got \(1, 1\)"),
+        ([1.0], [[1.0]], r"\(1, 1\)$"),
+        ([np.nan], [1.0], "finite"),
+        ([1.0], [np.inf], "finite"),
+    ],
+)
+def test_p_values_refuse_what_cannot_be_ranked(score, held_out, message):
+    with pytest.raises(ValueError, match=message):
+        metrics.conformal_p_values(score, held_out)

@@ -85,6 +85,7 @@ PROTOCOLS = {
     "02_dcgan.ipynb": ("", "one_class"),
     "03_hazelnut_autoencoder.ipynb": ("", "transistor"),
     "04_deep_svdd.ipynb": ("", "hazelnut_plain", "hazelnut_adfi", "transistor"),
+    "05_ganomaly.ipynb": ("", "hazelnut"),
 }
 
 
@@ -127,6 +128,22 @@ def test_the_tables_of_deep_svdd_are_the_committed_ones():
     assert all(f"{float(row['auroc']):.4f}" in printed for row in digits)
     assert f"{statistics.mean(float(row['auroc']) for row in digits):.4f}" in printed
     assert len(read_table(version / "tried.csv")) == 8
+
+
+def test_the_tables_of_ganomaly_are_the_committed_ones():
+    version = ROOT / "lightning_logs" / "version_4"
+    outputs = [output for cell in code(BOOKS["05_ganomaly.ipynb"]) for output in cell["outputs"]]
+    printed = "".join("".join(output.get("text", "")) for output in outputs)
+    tables = {name: read_table(version / f"{name}.csv") for name in ("tried", "ten_classes", "mnist")}
+    assert {name: len(rows) for name, rows in tables.items()} == {"tried": 7, "ten_classes": 10, "mnist": 11}
+    *digits, skewed = tables["mnist"]
+    for rows, name in ((tables["tried"], "change"), (tables["ten_classes"], "normal"), (digits, "anomalous")):
+        for row in rows:
+            numbers = " +".join(f"{float(row[score]):.4f}" for score in ("plain", "whitened"))
+            assert re.search(rf"^ *{re.escape(row[name])} +{numbers}", printed, re.M), row[name]
+    for row, name in ((digits[0], "complete"), (skewed, "4 is rare")):
+        shares = ", ".join(f"{digit} {float(row[f'digit_{digit}']):.1%}" for digit in range(1, 10))
+        assert re.search(rf"{name} +{re.escape(shares)}, all {float(row['normal']):.1%}", printed)
 
 
 def test_the_latent_table_is_the_committed_one():

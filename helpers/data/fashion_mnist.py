@@ -1,4 +1,4 @@
-"""Fashion-MNIST and MNIST with one class normal and the nine others anomalous."""
+"""Fashion-MNIST and MNIST with one class normal and the nine others anomalous, or the other way round."""
 
 import gzip
 import os
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch.nn import functional as F
 from torchvision import datasets
 
 from helpers.data import samples
@@ -54,15 +55,20 @@ MNIST = Source(
 
 
 class FashionMNISTOneClass(OneClassData):
-    """One class of Fashion-MNIST is normal (label 0), the nine others are anomalous (label 1).
+    """One class of Fashion-MNIST is normal (label 0), the nine others are anomalous (label 1), or the other way round.
 
     run: gives device and data folder.
     normal_class: 0 to 9, or a name from ``source.classes``.
+    anomalous_class: instead of normal_class: this class is anomalous, and the nine others are normal.
     anomaly_fraction: gamma, the share of labelled anomalies in the training set, in [0, 1):
         0 is one-class (no labels), 0.5 is balanced.  They are drawn from the nine classes at random.
     batch_size: images in a batch; round(gamma * batch_size), at least one if gamma > 0, are anomalous.
     held_out: share of the normal training images kept for validation and thresholds, with as many anomalous ones.
     limit: at most so many images of each label in each split (smoke runs).
+    size: side of the images in pixels, 28 or an even number above it: a black border is added.
+    images_per_epoch: as for ``OneClassData``.
+    rare_class, rare_share: of this normal class only this share (0, 1] of the training files is there at all, for
+        training and thresholds alike; the test split stays complete.
 
     Raises ValueError for settings that cannot be met, DataError for missing or broken files.
     """
@@ -79,8 +85,26 @@ class FashionMNISTOneClass(OneClassData):
         augment: Augment | None = None,
         held_out: float = 0.1,
         limit: int | None = None,
+        *,
+        anomalous_class: int | str | None = None,
+        size: int = 28,
+        images_per_epoch: int | None = None,
+        rare_class: int | str | None = None,
+        rare_share: float = 0.01,
     ):
         normal_class = _class_index(normal_class, self.source.classes)
+        if normal_class and anomalous_class is not None:
+            raise ValueError("give normal_class or anomalous_class, not both")
+        anomalous_class, rare_class = (
+            None if name is None else _class_index(name, self.source.classes) for name in (anomalous_class, rare_class)
+        )
+        normal_classes = [normal_class] if anomalous_class is None else [c for c in range(10) if c != anomalous_class]
+        if rare_class not in (None, *normal_classes):
+            raise ValueError(f"rare_class must be normal: {self.source.classes[rare_class]} is anomalous here")
+        if size < 28 or size % 2:
+            raise ValueError(f"images have 28 x 28 pixels and get a black border: size must be even and at least 28, not {size}")
+        if not 0 < rare_share <= 1:
+            raise ValueError(f"rare_share is the share of the rare class that is kept, in (0, 1]: got {rare_share}")
         if not 0 <= anomaly_fraction < 1:
             raise ValueError(
                 f"anomaly_fraction is the share of anomalies in the training set and must be in [0, 1): got {anomaly_fraction}"
@@ -90,19 +114,28 @@ class FashionMNISTOneClass(OneClassData):
         anomalies_per_batch = max(1, round(anomaly_fraction * batch_size)) if anomaly_fraction else 0
         if anomalies_per_batch >= batch_size:
             raise ValueError(f"a batch of {batch_size} with {anomaly_fraction:.0%} anomalies has no place for a normal image")
-        super().__init__(run.device, batch_size, anomalies_per_batch, seed, augment)
+        super().__init__(run.device, batch_size, anomalies_per_batch, seed, augment, images_per_epoch)
         root, self.is_sample = fashion_mnist_root(run, self.source)
         self.kinds = MNIST.classes if self.is_sample else self.source.classes
         self.dataset = "SAMPLE DATA (handwritten digits)" if self.is_sample else self.source.name
         labels = f"{100 * anomaly_fraction:g}% labelled anomalies" if anomaly_fraction else "one-class (no labels)"
-        self.protocol = f"{self.kinds[normal_class]} normal, {labels}"
+        normal_is = f"{self.kinds[normal_class]} normal" if anomalous_class is None else f"{self.kinds[anomalous_class]} anomalous"
+        self.protocol = f"{normal_is}, {labels}"
+
+        def labels_of(kind: torch.Tensor) -> torch.Tensor:
+            return (~torch.isin(kind, torch.tensor(normal_classes))).long()
 
         generator = torch.Generator().manual_seed(seed)
-        images, kind = _read(self.source, root, train=True)
+        images, kind = _read(self.source, root, size, train=True)
+        label = labels_of(kind)
         normal, anomalous = (
             chosen[torch.randperm(len(chosen), generator=generator)]
-            for chosen in (torch.nonzero(kind == normal_class)[:, 0], torch.nonzero(kind != normal_class)[:, 0])
+            for chosen in (torch.nonzero(label == 0)[:, 0], torch.nonzero(label == 1)[:, 0])
         )
+        if rare_class is not None:
+            rare = kind[normal] == rare_class
+            normal = normal[~rare | (rare.cumsum(0) <= round(rare_share * int(rare.sum())))]
+            self.protocol += f", {rare_share:.0%} of {self.kinds[rare_class]}"
         kept = round(held_out * len(normal))  # as many anomalous images, to watch
         validation = torch.cat([normal[:kept][:limit], anomalous[:kept][:limit]])
         normal, anomalous = normal[kept:][:limit], anomalous[kept:]
@@ -112,17 +145,16 @@ class FashionMNISTOneClass(OneClassData):
                 f"anomaly_fraction {anomaly_fraction} asks for {wanted:,} labelled anomalies beside {len(normal):,} "
                 f"normal images, but only {len(anomalous):,} exist"
             )
-        label = (kind != normal_class).long()
         everything = Split(images, label, kind)
         self.validation = everything.pick(validation)
         self.train = everything.pick(torch.cat([normal, anomalous[: max(wanted, anomalies_per_batch > 0)][:limit]]))
-        images, kind = _read(self.source, root, train=False)
-        test = Split(images, (kind != normal_class).long(), kind)
+        images, kind = _read(self.source, root, size, train=False)
+        test = Split(images, labels_of(kind), kind)
         self.test = test if limit is None else test.first_of_each(limit)
 
 
 class MNISTOneClass(FashionMNISTOneClass):
-    """One digit of MNIST is normal, the nine others are anomalous; in all else as ``FashionMNISTOneClass``."""
+    """One digit of MNIST is normal or anomalous, the nine others are not; in all else as ``FashionMNISTOneClass``."""
 
     source = MNIST
 
@@ -169,10 +201,10 @@ def _unpack(packed: Path, again: bool = False) -> None:
         unfinished.unlink(missing_ok=True)
 
 
-def _read(source: Source, root: Path, train: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """(N, 1, 28, 28) uint8 images and (N,) class indices."""
+def _read(source: Source, root: Path, size: int, train: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """(N, 1, size, size) uint8 images with a black border beyond 28 pixels, and (N,) class indices."""
     split = source.reader(str(root), train=train)
-    return split.data.unsqueeze(1), split.targets
+    return F.pad(split.data.unsqueeze(1), 4 * ((size - 28) // 2,)), split.targets
 
 
 def _class_index(name: int | str, classes: tuple[str, ...]) -> int:

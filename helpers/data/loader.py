@@ -274,16 +274,19 @@ class OneClassData(pl.LightningDataModule):
             self.images_per_epoch,
         )
 
-    def held_out_views(self, count: int) -> Split:
-        """The held-out normal images: as they are, then ``count`` - 1 times augmented as in training.  Always the same.
+    def views(self, split: Split, count: int) -> Split:
+        """The images of a split: as they are, then ``count`` - 1 times augmented as in training.  Always the same.
 
         As they are, too, since a rotated image is a little smoother than a photograph.
         """
-        good = self.validation.normal()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            copies = [to_uint8(self.augment(to_float(good.images.cpu()))) for _ in range(count - 1)]
-        return Split(torch.cat([good.images.cpu(), *copies]), good.label.repeat(count), good.kind.repeat(count))
+            copies = [to_uint8(self.augment(to_float(split.images.cpu()))) for _ in range(count - 1)]
+        return Split(torch.cat([split.images.cpu(), *copies]), split.label.repeat(count), split.kind.repeat(count))
+
+    def held_out_views(self, count: int) -> Split:
+        """``views`` of the held-out normal images."""
+        return self.views(self.validation.normal(), count)
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Number of normal and anomalous images in each split."""

@@ -87,7 +87,9 @@ def test_gamma_outside_its_range(digits, gamma):
 
 def test_settings_are_checked_before_any_file_is_touched(make_run, offline, tmp_path, monkeypatch):
     monkeypatch.setenv("AD_DATA", "real")
-    for wrong in ({"normal_class": "Shoe"}, {"anomaly_fraction": 1.0}, {"anomaly_fraction": 0.9, "batch_size": 4}):
+    wrongs = [{"normal_class": "Shoe"}, {"anomaly_fraction": 1.0}, {"anomaly_fraction": 0.9, "batch_size": 4}]
+    wrongs += [{"anomalous_class": "Shoe"}, {"size": 27}, {"rare_class": 3}, {"rare_class": 0, "rare_share": 0.0}]
+    for wrong in wrongs:
         with pytest.raises(ValueError):
             FashionMNISTOneClass(make_run(), **wrong)
     assert not (tmp_path / "data").exists()
@@ -201,6 +203,73 @@ def test_limit_shortens_every_split(real_dir, make_run):
 def test_limit_holds_for_anomalies_too(real_dir, make_run):
     data = FashionMNISTOneClass(make_run(), anomaly_fraction=0.8, batch_size=5, limit=5)
     assert data.counts()["training"]["anomalous"] <= 5
+
+
+# --- nine normal classes, one anomalous -----------------------------------------------------------------------------
+
+
+def test_one_class_can_be_the_anomalous_one(real_dir, make_run):
+    data = FashionMNISTOneClass(make_run(), anomalous_class="Bag", anomaly_fraction=0, batch_size=20)
+    for split in (data.train, data.validation, data.test):
+        assert torch.equal(split.label, (split.kind == 8).long())
+    assert set(data.train.kind.tolist()) == set(range(10)) - {8}
+    kept = 9 * KEPT  # of the nine normal classes; as many anomalous images to watch
+    assert data.counts() == {
+        "training": {"normal": 9 * TRAIN_EACH - kept, "anomalous": 0},
+        "validation": {"normal": kept, "anomalous": kept},
+        "test": {"normal": 9 * TEST_EACH, "anomalous": TEST_EACH},
+    }
+    assert not set(numbers(data.train)) & set(numbers(data.validation))
+    assert data.protocol == "Bag anomalous, one-class (no labels)"
+
+
+def test_normal_class_and_anomalous_class_exclude_each_other(digits):
+    with pytest.raises(ValueError, match="normal_class or anomalous_class, not both"):
+        digits(normal_class=1, anomalous_class=2)
+
+
+@pytest.mark.parametrize("size", [28, 30, 32, 64])
+def test_a_size_adds_a_black_border(digits, size):
+    bare, framed = digits(anomaly_fraction=0), digits(anomaly_fraction=0, size=size)
+    edge = (size - 28) // 2
+    for split in ("train", "validation", "test"):
+        images = getattr(framed, split).images
+        assert images.shape[1:] == (1, size, size)
+        assert images.dtype == torch.uint8
+        inside = images[..., edge : size - edge, edge : size - edge]
+        assert torch.equal(inside, getattr(bare, split).images)
+        assert images.sum() == inside.sum()
+
+
+@pytest.mark.parametrize("size", [0, 27, 29, 26])
+def test_a_size_that_has_no_even_border_is_refused(digits, size):
+    with pytest.raises(ValueError, match=f"even and at least 28, not {size}"):
+        digits(size=size)
+
+
+def test_an_epoch_can_be_a_part_of_the_set(digits):
+    data = digits(anomaly_fraction=0, batch_size=16, images_per_epoch=48)
+    assert sum(len(normal) for normal, _ in data.train_dataloader()) == 48
+    assert len(data.train) > 48
+
+
+@pytest.mark.parametrize("share", [0.05, 0.5, 1.0])
+def test_a_normal_class_can_be_made_rare_everywhere_but_in_the_test(real_dir, make_run, share):
+    options = {"anomalous_class": 8, "anomaly_fraction": 0, "batch_size": 20}
+    data = FashionMNISTOneClass(make_run(), rare_class="Coat", rare_share=share, **options)
+    there = torch.cat([data.train.kind, data.validation.normal().kind])
+    assert (there == 4).sum() == round(share * TRAIN_EACH)
+    assert all((there == other).sum() == TRAIN_EACH for other in range(10) if other not in (4, 8))
+    assert numbers(data.test) == numbers(FashionMNISTOneClass(make_run(), **options).test)
+    assert data.protocol.endswith(f", {share:.0%} of Coat")
+
+
+def test_only_a_normal_class_can_be_rare_and_only_by_a_share(digits):
+    with pytest.raises(ValueError, match="rare_class must be normal: Sandal is anomalous"):
+        digits(normal_class=3, rare_class=5)
+    for share in (0, -0.1, 1.5, float("nan")):
+        with pytest.raises(ValueError, match=r"rare_share .* in \(0, 1\]: got"):
+            digits(rare_class=0, rare_share=share)
 
 
 # --- which data -----------------------------------------------------------------------------------------------------

@@ -562,3 +562,14 @@ def test_held_out_views_are_augmented_copies_of_the_held_out_normal_images():
     assert torch.equal(views.images, data.held_out_views(3).images)
     data.augment = Augment()
     assert torch.equal(data.held_out_views(2).images, good.images.repeat(2, 1, 1, 1))
+
+
+def test_views_of_any_split_begin_with_its_images():
+    data = OneClassData(torch.device("cpu"), 2, 0, seed=3, augment=Augment(noise=0.3))
+    images = torch.arange(2 * 16, dtype=torch.uint8).view(2, 1, 4, 4)
+    split = Split(images, torch.tensor([0, 1]), torch.tensor([4, 7]))
+    views = data.views(split, 3)
+    assert torch.equal(views.images[:2], images)
+    assert not torch.equal(views.images[2:4], images)
+    assert views.label.tolist() == [0, 1] * 3
+    assert views.kind.tolist() == [4, 7] * 3
