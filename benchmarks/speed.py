@@ -41,6 +41,12 @@ def fashion(run, settings):
     return FashionMNISTOneClass(run, batch_size=settings["batch_size"])
 
 
+def tshirts(run, settings):
+    """Fashion-MNIST as the fifth notebook reads it: T-shirts alone, with a border."""
+    sizes = {name: settings[name] for name in ("batch_size", "size", "images_per_epoch")}
+    return FashionMNISTOneClass(run, anomaly_fraction=0.0, **sizes)
+
+
 def mvtec(run, settings):
     """MVTec as the third and fourth notebooks read it, with their augmentation."""
     augment = Augment(**{name: settings[name] for name in ("flip", "degrees", "shift", "noise")})
@@ -64,6 +70,7 @@ def around_any_centre(model: type) -> type:
 
 
 SHORT = {"dataset": "hazelnut", "epochs": 1, "images_per_epoch": 480}
+PAPER = {"epochs": 1, "ngf": 64, "nz": 100, "images_per_epoch": 1280}
 NUTS = SHORT | {"flip": 0.5, "degrees": 180, "shift": 0.03, "noise": 0.02}
 # notebook, model, version, data, changed settings, rounds
 MODELS = (
@@ -71,6 +78,7 @@ MODELS = (
     ("02_dcgan", "DCGAN", "version_1", fashion, {"epochs": 1}, 5),
     ("03_hazelnut_autoencoder", "HazelnutAutoencoder", "version_2", mvtec, SHORT, 5),
     ("04_deep_svdd", "DeepSVDD", "version_3", mvtec, NUTS, 5),
+    ("05_ganomaly", "GANomaly", "version_4", tshirts, PAPER, 5),
 )
 
 
@@ -224,11 +232,12 @@ def customary(model, settings, data, run) -> float:
 def garments(data, run) -> Subset:
     """Fashion-MNIST, transformed image by image; the images of one label that training uses."""
     root, _ = fashion_mnist_root(run)
-    transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize(0.5, 0.5)])
+    border = (data.train.images.shape[-1] - 28) // 2
+    transform = transforms.Compose([transforms.Pad(border), transforms.ToTensor(), transforms.Normalize(0.5, 0.5)])
     everything = datasets.FashionMNIST(str(root), train=True, transform=transform)
     normal = torch.nonzero(everything.targets == 0)[: len(data.train.normal()), 0]
     others = torch.nonzero(everything.targets != 0)[: len(data.train) - len(normal), 0]
-    return Subset(everything, torch.cat([normal, others]).tolist())
+    return Subset(everything, torch.cat([normal, others])[: data.images_per_epoch].tolist())
 
 
 def files(settings, data, run) -> Subset:
