@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help run test lab tensorboard reference bench address lock
+.PHONY: help run test lab tensorboard reference bench compare readme screenshots address lock
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
@@ -25,8 +25,19 @@ lab: $(READY)  ## open the notebooks in JupyterLab
 tensorboard: $(READY)  ## compare all versions in TensorBoard
 	@$(BIN)/tensorboard --logdir "$${AD_LOGS_DIR:-lightning_logs}"
 
-reference: $(READY)  ## full training on real data into the committed versions; one of them: make reference NB=01
+reference: $(READY)  ## full training on real data into the committed versions, notebook 6 anew from them; one of them: make reference NB=01
 	@$(BIN)/python tools/run.py --reference $(NB)
+
+compare: $(READY)  ## after a new reference version: pictures of TensorBoard, notebook 6 and README anew
+	@$(BIN)/python tools/screenshots.py || echo "the pictures of TensorBoard stay as they are"
+	@$(BIN)/python tools/run.py --reference 06
+	@$(BIN)/python tools/readme.py
+
+readme: $(READY)  ## write the README's tables and pictures from the committed versions
+	@$(BIN)/python tools/readme.py
+
+screenshots: $(READY)  ## take notebook 6's pictures of TensorBoard (needs Chromium and its driver)
+	@$(BIN)/python tools/screenshots.py
 
 bench: $(READY)  ## training and scoring speed beside plain PyTorch and the customary loaders
 	@$(BIN)/python benchmarks/speed.py

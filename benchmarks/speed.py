@@ -31,7 +31,7 @@ from helpers.data.loader import Augment, to_float  # noqa: E402
 from helpers.data.mvtec import MVTec, mvtec_root  # noqa: E402
 from helpers.models import AdversarialModel  # noqa: E402
 from helpers.training import fit, score_images  # noqa: E402
-from tools.notebooks import definitions  # noqa: E402
+from helpers.versions import definitions  # noqa: E402
 
 REPEATS = 9  # many short rounds: another program on the machine then spoils few of them
 

@@ -126,6 +126,35 @@ def per_kind(score, label, kind, kinds) -> dict[str, float]:
     return dict(sorted(found.items(), key=lambda item: item[1]))
 
 
+def bootstrap_auroc(scores, label, draws: int = 1000, seed: int = 0) -> np.ndarray:
+    """(K, draws) AUROC of K models on resampled test sets, the same sets for all, so that differences are paired.
+
+    scores: (K, N) finite.  label: (N,) 0 or 1, both present.  Each set draws, with replacement, as many normal and as
+    many anomalous images as there are (Efron and Tibshirani, An Introduction to the Bootstrap, 1993).  What another
+    training, with another seed, would have given is not covered.
+    """
+    if draws < 1:
+        raise ValueError(f"at least one resampled test set is needed: got {draws}")
+    parts = [_checked(score, label) for score in scores]
+    models, label = [score for score, _ in parts], np.asarray(label)
+    normals, anomalies = int((label == 0).sum()), int((label == 1).sum())
+    order = [np.argsort(score[label == 0]) for score in models]
+    # of each anomalous image: how many normal ones score below it, and how many not above it (ties count half)
+    ranks = [
+        [np.searchsorted(score[label == 0], score[label == 1], side, sorter=sorter) for side in ("left", "right")]
+        for score, sorter in zip(models, order, strict=True)
+    ]
+    generator, found = np.random.default_rng(seed), np.empty((len(models), draws))
+    for draw in range(draws):
+        times, weight = (  # how often each normal, each anomalous image was drawn
+            np.bincount(generator.integers(count, size=count), minlength=count) for count in (normals, anomalies)
+        )
+        for model, (sorter, (below, upto)) in enumerate(zip(order, ranks, strict=True)):
+            passed = np.append(0, times[sorter].cumsum())
+            found[model, draw] = weight @ (passed[below] + passed[upto]) / (2 * normals * anomalies)
+    return found
+
+
 def summary(score, label, normal_score, percentile: float = 99.0) -> tuple[dict[str, float], float]:
     """All image metrics under the names of results.json, and the threshold from held-out normal images."""
     limit = threshold(normal_score, percentile)

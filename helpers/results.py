@@ -93,6 +93,24 @@ def _write_scores(path: Path, scores: Scores) -> None:
     unfinished.replace(path)
 
 
+def read_scores(path: Path, title: str, images_per_second: float) -> Scores:
+    """The scores that ``report`` kept; title and speed are not in the file.
+
+    Raises ValueError for a file that holds something else, and whatever NumPy raises for a broken one.
+    """
+    with path.open("rb") as file:
+        kept = np.load(file, allow_pickle=False)
+        if not hasattr(kept, "files"):
+            raise ValueError("it holds one array instead of five named ones")
+        score, label, kind, validation = (kept[name] for name in ("score", "label", "kind", "validation"))
+        names = tuple(str(name) for name in kept["kinds"])
+    if score.ndim != 1 or not (score.shape == label.shape == kind.shape):
+        raise ValueError(f"scores, labels and kinds have different shapes: {score.shape}, {label.shape}, {kind.shape}")
+    if len(kind) and not (kind.min() >= 0 and kind.max() < len(names)):
+        raise ValueError(f"kinds are no indices into their {len(names)} names")
+    return Scores(score, label, kind, names, validation, title, images_per_second)
+
+
 def _log(scores: Scores, trained: Trained, values: dict, limit: float) -> None:
     writer, step = trained.logger.experiment, trained.history["batches"]
     trained.logger.log_hyperparams(
@@ -114,8 +132,10 @@ def log_latents(trained: Trained, latents: torch.Tensor, images: torch.Tensor, n
     """
     if trained.logger is not None and rank_zero_only.rank == 0:
         thumbnails = F.interpolate(images.float() / 255, 32, mode="area").expand(-1, 3, -1, -1)
-        points = plots.principal(latents.cpu(), 30)
-        trained.logger.experiment.add_embedding(points, metadata=names, label_img=thumbnails, tag="latents")
+        points, step = plots.principal(latents.cpu(), 30), trained.history["batches"]
+        trained.logger.experiment.add_embedding(
+            points, metadata=names, label_img=thumbnails, tag="latents", global_step=step
+        )
 
 
 def print_rows(title: str, kind, kinds: tuple[str, ...], named: dict[str, np.ndarray]) -> None:

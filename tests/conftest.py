@@ -8,7 +8,7 @@ import torch
 
 from helpers import runtime
 from helpers.data.fashion_mnist import FashionMNISTOneClass
-from tools import notebooks
+from helpers.versions import definitions
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 @functools.cache
 def notebook_definitions(name: str) -> dict:
     """The classes and functions of a committed notebook."""
-    return notebooks.definitions(ROOT / "notebooks" / name)
+    return definitions(ROOT / "notebooks" / name)
 
 
 SETTINGS = {

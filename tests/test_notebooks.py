@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import re
 import shutil
 import statistics
@@ -10,8 +11,10 @@ import pytest
 
 from helpers import runtime
 from helpers.results import read_table
+from helpers.versions import definitions
 from tests.conftest import ROOT
 from tools import notebooks
+from tools import run as tools_run
 
 PATHS = notebooks.notebooks()
 BOOKS = {path.name: json.loads(path.read_text()) for path in PATHS}
@@ -179,13 +182,38 @@ def test_the_address_stands_everywhere_and_one_command_changes_it(tmp_path, monk
 
 def test_definitions_run_without_running_the_notebook():
     for path, model in zip(PATHS, ("BaselineGAN", "DCGAN"), strict=False):
-        scope = notebooks.definitions(path)
+        scope = definitions(path)
         assert model in scope
         assert "trained" not in scope
 
 
-def test_every_notebook_has_its_reference_version():
-    for path in PATHS:
+def test_notebooks_that_train_are_told_from_those_that_only_read():
+    assert [path.name for path in PATHS if not notebooks.trains(path)] == ["06_compare.ipynb"]
+
+
+@pytest.mark.parametrize("failed", [0, 1])
+def test_a_reading_notebook_is_run_again_without_anybodys_own_versions(tmp_path, monkeypatch, failed):
+    book = tmp_path / "06_compare.ipynb"
+    shutil.copy(ROOT / "notebooks" / book.name, book)
+    before = book.read_text()
+    seen = {}
+
+    def execute(source, target):
+        seen.update(os.environ)
+        target.write_text("executed")
+        return failed
+
+    monkeypatch.setattr(tools_run, "execute", execute)
+    monkeypatch.setenv("AD_LOGS_DIR", "mine")
+    assert tools_run.reference(book) == failed
+    assert (seen["AD_PROFILE"], seen["AD_DATA"]) == ("full", "real")
+    assert seen["AD_LOGS_DIR"].endswith("/lightning_logs")
+    assert os.environ["AD_LOGS_DIR"] == "mine"
+    assert book.read_text() == (before if failed else "executed")
+
+
+def test_every_notebook_that_trains_has_its_reference_version():
+    for path in filter(notebooks.trains, PATHS):
         version = runtime.ROOT / "lightning_logs" / f"version_{int(path.name[:2]) - 1}"
         assert (version / "model.ckpt").exists(), f"make reference NB={path.name[:2]}"
         assert list(version.glob("events.*"))

@@ -4,7 +4,6 @@ python tools/notebooks.py                  write badges and set-up cells for the
 python tools/notebooks.py OWNER/NAME       change the address first
 """
 
-import ast
 import json
 import re
 import sys
@@ -52,6 +51,12 @@ def notebooks() -> list[Path]:
     return sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
+def trains(path: Path) -> bool:
+    """Whether a notebook trains a model and so leaves a version; one that does not only reads versions."""
+    cells = json.loads(path.read_text())["cells"]
+    return any(cell["cell_type"] == "code" and re.search(r"\bfit\(", "".join(cell["source"])) for cell in cells)
+
+
 def set_up_cell() -> str:
     """The source of the set-up cell for the present address."""
     return SET_UP.replace("ADDRESS", address()).replace("NAME", address().rsplit("/", 1)[1])
@@ -93,31 +98,6 @@ def change(repository: str) -> None:
     project.write_text(ADDRESS_PATTERN.sub(f"https://github.com/{repository}", project.read_text()))
     refresh()
 
-
-def definitions(path: Path) -> dict:
-    """Imports, functions, classes and literal CONSTANTS of a notebook, executed; so tests and benchmarks use its very model."""
-    sys.path.insert(0, str(ROOT))
-    scope: dict = {"__name__": path.stem}
-    for cell in json.loads(path.read_text())["cells"]:
-        source = "".join(cell["source"])
-        if cell["cell_type"] == "code" and not source.startswith(MARK):
-            for node in ast.parse(source).body:
-                if isinstance(node, DEFINITIONS) or _is_constant(node, scope):
-                    exec(compile(ast.Module([node], []), str(path), "exec"), scope)
-    return scope
-
-
-def _is_constant(node: ast.stmt, scope: dict) -> bool:
-    """Whether a statement gives a NAME in capitals a value made of literals and of such names."""
-    targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AugAssign) else []
-    if not targets or not all(isinstance(target, ast.Name) and target.id.isupper() for target in targets):
-        return False
-    parts = list(ast.walk(node.value))
-    known = all(part.id in scope for part in parts if isinstance(part, ast.Name))
-    return known and not any(isinstance(part, (ast.Call, ast.Attribute)) for part in parts)
-
-
-DEFINITIONS = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef)
 
 if __name__ == "__main__":
     change(sys.argv[1]) if len(sys.argv) > 1 else refresh()
