@@ -24,7 +24,6 @@ SETTINGS = {
     "network": "large",
     "size": 128,
     "grey": True,
-    "guarded": True,
     "objective": "one-class",
     "nu": 0.1,
     "warm_up": 0.5,
@@ -84,9 +83,25 @@ def test_nothing_in_the_encoder_can_hold_a_constant(page, changes, side, latent)
     assert model.reconstruct(x).shape == x.shape
 
 
-def test_the_unguarded_encoder_can(page):
-    model = page["AutoEncoder"](SETTINGS | {"guarded": False})
+@pytest.mark.parametrize("size", [{}, SMALL])
+def test_the_unguarded_encoder_can(page, size):
+    model = page["AutoEncoder"](SETTINGS | size | {"bias": True, "batch_norm": False})
     assert any("bias" in name for name, _ in model.encoder.named_parameters())
+    assert not any(isinstance(layer, nn.BatchNorm2d) for layer in model.encoder.modules())
+
+
+def test_with_biases_the_trivial_solution_exists_and_without_it_does_not(page):
+    """All weights zero: the biases alone put every image at the centre."""
+    centre = torch.linspace(0.2, 1, 32)
+    for bias in (True, False):
+        encoder = page["AutoEncoder"](SETTINGS | SMALL | {"bias": bias, "batch_norm": False}).encoder
+        with torch.no_grad():
+            for weights in encoder.parameters():
+                weights.zero_()
+            if bias:
+                encoder.last.bias.copy_(centre)
+            found = encoder(torch.randn(4, 1, 28, 28))
+        assert torch.equal(found, centre.expand(4, -1)) == bias
 
 
 def test_contrast_normalisation_by_hand(page):
@@ -147,7 +162,9 @@ def test_the_radius_is_the_quantile_over_the_whole_set(begun, data):
     model = begun()
     model.put_radius(data.train, 0.3)
     distance = of_images(model, model.distance, data.train, model.device).numpy()
-    assert model.radius.item() ** 2 == pytest.approx(np.quantile(distance, 0.7, method="higher"), rel=1e-5)
+    assert model.radius.item() ** 2 == pytest.approx(np.quantile(distance, 0.7, method="higher"), rel=1e-4)
+    score = score_images(model, data.train, model.device)
+    assert (score > 0).sum() == 2, "the image that defines the radius is inside, whatever the rounding"
 
 
 def test_the_radius_waits_for_the_warm_up_and_ends_on_held_out_views(begun, data, run, monkeypatch):
@@ -226,18 +243,46 @@ def test_the_map_and_the_score_of_the_spheres_by_hand(begun, data):
     )
 
 
-def test_only_covered_places_are_pushed(begun, data, page, monkeypatch):
+def test_only_covered_places_and_misplaced_images_are_pushed(begun, data, page, monkeypatch):
     model, x = begun("Spheres"), to_float(data.train.images[:4])
     mask = torch.zeros(4, 1, 128, 128)
     mask[:, :, 64:, 64:] = 1
     monkeypatch.setitem(type(model).losses.__globals__, "imagine", lambda x: (x, mask))
+    monkeypatch.setitem(type(model).losses.__globals__, "misplaced", lambda x: -x)
     found = model.losses(x, torch.zeros(0))
-    h = (model.distances(torch.cat([x, x]))[0] + 1).sqrt() - 1
-    pushed = -torch.log(1 - torch.exp(-h[4:, 8:, 8:])).mean()
-    inside = h[4:].clone()
+    places, whole = model.distances(torch.cat([x, x, -x[::2]]))
+    h, of_whole = (places + 1).sqrt() - 1, (whole / 512 + 1).sqrt() - 1
+    inside = h[4:8].clone()
     inside[:, 8:, 8:] = torch.nan
-    assert found["imagined"].item() == pytest.approx(pushed.item(), rel=1e-3)
-    assert found["places"].item() == pytest.approx((h[:4].mean() + inside.nanmean()).item(), rel=1e-3)
+    expected = {
+        "places": h[:4].mean() + inside.nanmean(),
+        "imagined": -torch.log(1 - torch.exp(-h[4:8, 8:, 8:])).mean(),
+        "whole": of_whole[:4].mean(),
+        "misplaced": -torch.log(1 - torch.exp(-of_whole[8:])).mean(),
+    }
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert found[name].item() == pytest.approx(value.item(), rel=1e-3), name
+
+
+def test_a_misplaced_image_is_moved_or_in_another_light(page):
+    torch.manual_seed(0)
+    x = torch.full((64, 1, 32, 32), -1.0)
+    x[:, :, 12:20, 12:20] = 0.0
+    centres, light = [], []
+    for wrong in page["misplaced"](x):
+        bright = torch.nonzero(wrong[0] > -0.99).float()
+        light.append(wrong.max().item() + 1)
+        centres.append((wrong[0, 12:20, 12:20] > -0.99).all().item())  # still where it was
+        assert len(bright) == 64
+    same = [abs(value - 1) < 1e-6 for value in light]
+    assert 10 < sum(same) < 54
+    assert all(stays != unchanged for stays, unchanged in zip(centres, same, strict=True)), (
+        "either moved or in another light"
+    )
+    assert all(
+        0.2 <= value <= 0.7 or 1.3 <= value <= 2 for value, unchanged in zip(light, same, strict=True) if not unchanged
+    )
 
 
 # --- bad input: one clear message each ------------------------------------------------------------------------------
