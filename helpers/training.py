@@ -1,5 +1,6 @@
 """fit, load and evaluate: Lightning's Trainer around a model, a TensorBoard version, a resume."""
 
+import atexit
 import hashlib
 import logging
 import os
@@ -255,6 +256,13 @@ def _folder(run: runtime.Run, label: str, settings: dict, resume: bool) -> Path:
         _prepare(run.version / label, settings, resume)
     run.version = _from_process_0(run.version)
     return run.version / label
+
+
+@atexit.register
+def _leave_group() -> None:
+    """Gloo's threads abort the process ("terminate called without an active exception") if the interpreter ends first."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def _prepare(folder: Path, settings: dict, resume: bool) -> None:

@@ -207,6 +207,7 @@ def test_two_processes_train_and_score_each_image_once(tmp_path, kind):
     command = [sys.executable, *torchrun, str(SCRIPT), kind, str(tmp_path)]
     process = subprocess.run(command, env=ENVIRONMENT | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
     assert process.returncode == 0, process.stderr[-3000:]
+    assert process.stdout.count("in a group at the end: False") == 2, "a group that is not left can abort the process"
     first, second = (torch.load(tmp_path / f"rank_{rank}.pt", weights_only=True) for rank in (0, 1))
     assert first["devices"] == second["devices"] == 2
     assert first["folder"] == second["folder"]

@@ -1,5 +1,6 @@
 """A training that a test starts as its own process, to kill it or to run it twice in parallel."""
 
+import atexit
 import os
 import signal
 import sys
@@ -7,6 +8,8 @@ from pathlib import Path
 
 import torch
 
+# registered before the helpers, so called after whatever they do at the end
+atexit.register(lambda: print("in a group at the end:", torch.distributed.is_initialized(), flush=True))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from helpers.data.fashion_mnist import FashionMNISTOneClass  # noqa: E402
