@@ -251,9 +251,8 @@ def bars(values: Mapping[str, float], title: str, label: str, reference: tuple[s
     low = min([*values.values(), reference[1] if reference else 1.0])
     axis.set_xlim(max(0.0, low - 0.1), max([*values.values(), reference[1] if reference else 0.0]) * 1.04)
     if reference:
-        axis.axvline(reference[1], color=ANOMALOUS, linestyle="--", label=f"{reference[0]}: {reference[1]:.3f}")
-        axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), fontsize=9)
-        title = f"{title}\n"
+        axis.axvline(reference[1], color=ANOMALOUS, linestyle="--")
+        label = f"{label} (dashed: {reference[0]}, {reference[1]:.3f})"
     axis.set(xlabel=label, title=title)
     axis.grid(axis="y", visible=False)
     return figure

@@ -198,7 +198,7 @@ def test_roc_and_precision_recall():
 def test_bars(reference):
     values = {"Shirt": 0.7, "Bag": 0.98, "Sandal": 1.0}
     figure = plots.bars(values, TITLE, "AUROC", reference)
-    check(figure, TITLE, "AUROC", "Shirt", "0.700", *(["kNN: 0.919"] if reference else []))
+    check(figure, TITLE, "AUROC", "Shirt", "0.700", *(["AUROC (dashed: kNN, 0.919)"] if reference else []))
     # the first is on top
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["Sandal", "Bag", "Shirt"]
     low, high = figure.axes[0].get_xlim()
