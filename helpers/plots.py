@@ -134,14 +134,19 @@ def reconstructions(inputs: torch.Tensor, rebuilt: torch.Tensor, label: torch.Te
     )
 
 
-def film_strip(frames: list[torch.Tensor], batches: list[int], title: str) -> Figure:
-    """How the reconstructions of the same images developed: one column a moment of training."""
+def film_strip(
+    frames: list[torch.Tensor], batches: list[int], title: str, inputs: torch.Tensor | None = None
+) -> Figure:
+    """How the reconstructions of the same images developed: one column a moment of training, ``inputs`` before them."""
+    captions = [f"batch {batch}" if place == 0 else f"{batch}" for place, batch in enumerate(batches)]
+    if inputs is not None:
+        frames, captions = [inputs, *frames], ["input", *captions]
     images = len(frames[0])
     figure, axes = canvas(WIDTH / len(frames) * images + 0.6, images, len(frames))
-    for column, (frame, batch) in enumerate(zip(frames, batches, strict=True)):
+    for column, (frame, caption) in enumerate(zip(frames, captions, strict=True)):
         for row in range(images):
             _image(axes[row, column], frame[row])
-        axes[0, column].set_title(f"batch {batch}" if column == 0 else f"{batch}", fontsize=8)
+        axes[0, column].set_title(caption, fontsize=8)
     figure.suptitle(title, fontsize=10)
     return figure
 
@@ -219,11 +224,15 @@ def principal(points: torch.Tensor, count: int) -> torch.Tensor:
     return centred @ torch.linalg.svd(centred, full_matrices=False).Vh[:count].T
 
 
-def roc_and_precision_recall(named: Mapping[str, object], title: str) -> Figure:
-    """ROC and precision-recall curves of several score sets over the same test images."""
+def roc_and_precision_recall(named: Mapping[str, object], title: str, rare: bool = False) -> Figure:
+    """ROC and precision-recall curves of several score sets over the same test images.
+
+    rare: stretch the false-alarm axis where alarms are rare (linear up to 0.01, logarithmic from there), and put
+    the legends below, since the curves may be anywhere.
+    """
     from sklearn.metrics import precision_recall_curve, roc_curve
 
-    figure, ((left, right),) = canvas(3.6, 1, 2)
+    figure, ((left, right),) = canvas(3.6 + (0.2 * len(named) if rare else 0), 1, 2)
     for (name, scores), style in zip(named.items(), ("-", "--", ":", "-.") * 4, strict=False):
         false_alarms, detected, _ = roc_curve(scores.label, scores.score)
         left.plot(false_alarms, detected, style, label=f"{name}: {metrics.auroc(scores.score, scores.label):.4f}")
@@ -232,13 +241,18 @@ def roc_and_precision_recall(named: Mapping[str, object], title: str) -> Figure:
             recall, precision, style, label=f"{name}: {metrics.average_precision(scores.score, scores.label):.4f}"
         )
     share = float(np.mean(scores.label))
-    left.plot([0, 1], [0, 1], color=INK, linewidth=0.8, alpha=0.5, label="chance: 0.5")
+    line = np.linspace(0, 1, 1001)
+    left.plot(line, line, color=INK, linewidth=0.8, alpha=0.5, label="chance: 0.5")
+    if rare:
+        left.set_xscale("symlog", linthresh=0.01)
+        left.set_xticks([0, 0.01, 0.1, 1], ["0", "0.01", "0.1", "1"])
     right.axhline(share, color=INK, linewidth=0.8, alpha=0.5, label=f"chance: {share:.2f}")
     left.set(xlabel="false-alarm rate", ylabel="detection rate", title="ROC, with AUROC")
     right.set(xlabel="recall (detection rate)", ylabel="precision", title="precision-recall, with average precision")
     right.set_ylim(min(share, 0.5) - 0.02, 1.01)
-    for axis in (left, right):
-        axis.legend(loc="lower right" if axis is left else "lower left", fontsize=9)
+    for axis, place in ((left, "lower right"), (right, "lower left")):
+        where = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.2)} if rare else {"loc": place}
+        axis.legend(fontsize=9, **where)
     figure.suptitle(title, fontsize=10)
     return figure
 
@@ -280,7 +294,7 @@ def curves(folder: Path, prefix: str, title: str, chance: float | None = None) -
     found = scalars(folder, prefix)
     if not found:
         raise ValueError(f"the event files of {Path(folder).name} hold no scalar under {prefix!r}")
-    columns = min(3, len(found))
+    columns = 4 if len(found) == 4 else min(3, len(found))
     rows = -(-len(found) // columns)
     figure, axes = canvas(1.9 * rows + 0.4, rows, columns)
     for axis, (name, (steps, values)) in zip(axes.flat, found.items(), strict=False):
@@ -290,7 +304,7 @@ def curves(folder: Path, prefix: str, title: str, chance: float | None = None) -
         axis.set_title(name.replace("_", " "))
     for axis in axes.flat[len(found) :]:
         axis.set_axis_off()
-    for axis in axes[-1]:
+    for axis in axes.flat[max(0, len(found) - columns) : len(found)]:  # the lowest of each column
         axis.set_xlabel("batch")
     figure.suptitle(title, fontsize=10)
     return figure

@@ -160,6 +160,12 @@ def test_film_strip(channels, moments):
     assert len(drawn_images(figure)) == 4 * moments
 
 
+def test_film_strip_begins_with_the_inputs_if_they_are_given():
+    figure = plots.film_strip([images(4, 1)] * 2, [0, 100], TITLE, inputs=images(4, 1))
+    check(figure, "input", "batch 0", "100")
+    assert len(drawn_images(figure)) == 12
+
+
 def test_score_histogram_shows_the_threshold_and_what_it_gives():
     found = scores()
     rates = metrics.at_threshold(found.score, found.label, 1.5)
@@ -192,6 +198,12 @@ def test_roc_and_precision_recall():
     figure = plots.roc_and_precision_recall({"good": good, "bad": bad}, TITLE)
     check(figure, TITLE, f"good: {metrics.auroc(good.score, good.label):.4f}", "false-alarm rate", "recall")
     check(figure, f"bad: {metrics.average_precision(bad.score, bad.label):.4f}", f"chance: {good.label.mean():.2f}")
+    assert figure.axes[0].get_xscale() == "linear"
+    stretched = plots.roc_and_precision_recall({"good": good}, TITLE, rare=True)
+    check(stretched, TITLE, "0.01")
+    assert stretched.axes[0].get_xscale() == "symlog"
+    lines = stretched.axes[0].lines  # chance keeps to the diagonal of the stretched axis
+    assert len(lines[-1].get_xdata()) > 100
 
 
 @pytest.mark.parametrize("reference", [None, ("kNN", 0.919)])
@@ -249,13 +261,15 @@ def test_curves_draw_one_panel_for_each_scalar(events):
     check(plots.curves(events, "validation/", TITLE, chance=0.5), TITLE, "auroc")
 
 
-def test_curves_of_more_than_one_row(tmp_path):
+@pytest.mark.parametrize(("count", "labelled"), [(4, [0, 1, 2, 3]), (5, [2, 3, 4])])
+def test_curves_of_more_than_three_panels(tmp_path, count, labelled):
     with SummaryWriter(str(tmp_path)) as writer:
-        for number in range(4):
+        for number in range(count):
             writer.add_scalar(f"loss/part_{number}", 1.0, 0)
     figure = plots.curves(tmp_path, "loss/", TITLE)
-    check(figure, TITLE, *(f"part {number}" for number in range(4)))
-    assert sum(axis.axison for axis in figure.axes) == 4
+    check(figure, TITLE, *(f"part {number}" for number in range(count)))
+    assert sum(axis.axison for axis in figure.axes) == count
+    assert [place for place, axis in enumerate(figure.axes) if axis.get_xlabel()] == labelled  # the lowest of a column
 
 
 def test_curves_without_such_scalars(events):
