@@ -7,7 +7,9 @@ import re
 import shutil
 import statistics
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from helpers import runtime
 from helpers.results import read_table
@@ -210,6 +212,17 @@ def test_a_reading_notebook_is_run_again_without_anybodys_own_versions(tmp_path,
     assert seen["AD_LOGS_DIR"].endswith("/lightning_logs")
     assert os.environ["AD_LOGS_DIR"] == "mine"
     assert book.read_text() == (before if failed else "executed")
+
+
+def test_captions_keep_their_colour_where_photographs_take_the_palette():
+    pixels = np.random.default_rng(0).integers(256, size=(100, 100, 1)).repeat(3, axis=2).astype(np.uint8)
+    pixels[:, 50:] = np.arange(5000).reshape(100, 50, 1) // np.array([20, 40, 80])
+    pixels[0, :3] = [0x00, 0x72, 0xB2], [0xD5, 0x5E, 0x00], [255, 255, 255]
+    few = tools_run._few_colours(Image.fromarray(pixels))
+    assert len(few.getcolors()) <= 256
+    found = np.asarray(few.convert("RGB"), dtype=int)
+    assert (found[0, :2] == pixels[0, :2]).all()
+    assert np.abs(found - pixels).mean() < 3
 
 
 def test_every_notebook_that_trains_has_its_reference_version():

@@ -15,15 +15,17 @@ import time
 from pathlib import Path
 
 import nbformat
+import numpy as np
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
-from PIL import Image
+from PIL import Image, ImageColor
 
 ROOT = Path(__file__).resolve().parents[1]
 LARGE = 80_000  # characters of a figure in a notebook
 sys.path.insert(0, str(ROOT))
 
 from helpers import runtime  # noqa: E402
+from helpers.plots import ANOMALOUS, NORMAL  # noqa: E402
 from helpers.results import spread  # noqa: E402
 from tools.notebooks import notebooks, trains  # noqa: E402
 
@@ -100,8 +102,26 @@ def shrink(book: nbformat.NotebookNode) -> None:
             if len(png) > LARGE:
                 smaller = io.BytesIO()
                 figure = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB")
-                figure.quantize(256, dither=Image.Dither.NONE).save(smaller, "PNG", optimize=True)
+                _few_colours(figure).save(smaller, "PNG", optimize=True)
                 output["data"]["image/png"] = base64.b64encode(smaller.getvalue()).decode()
+
+
+def _few_colours(figure: Image.Image) -> Image.Image:
+    """A figure in 256 colours: its own, and those of the captions, whose few pixels would otherwise turn grey."""
+    captions = [ImageColor.getrgb(colour) for colour in (NORMAL, ANOMALOUS)]
+    tones = [[255 + (part - 255) * ink for part in rgb] for rgb in captions for ink in (1, 0.75, 0.5, 0.25)]
+    coarse = figure.quantize(256 - len(tones), dither=Image.Dither.NONE)
+    pixels, chosen = np.asarray(figure, dtype=int), np.array(coarse)
+    error = ((pixels - np.asarray(coarse.convert("RGB"), dtype=int)) ** 2).sum(-1)
+    for place, tone in enumerate(np.array(tones, dtype=int), 256 - len(tones)):
+        distance = ((pixels - tone) ** 2).sum(-1)
+        chosen[distance < error] = place
+        error = np.minimum(error, distance)
+    few = Image.fromarray(chosen)
+    photographs = coarse.getpalette()[: 3 * (256 - len(tones))]
+    photographs += [0] * (3 * (256 - len(tones)) - len(photographs))
+    few.putpalette([*photographs, *np.array(tones, dtype=int).flatten().tolist()])
+    return few
 
 
 def reference(path: Path) -> int:
