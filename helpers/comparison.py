@@ -88,6 +88,23 @@ def differences(members: Sequence[Version], draws: int = 1000) -> list[Differenc
     return found
 
 
+def model_name(version: Version) -> str:
+    """The model as the settings name it, else the notebook's own words."""
+    return str(version.hparams.get("model") or _notebook(version)[1] or "–")
+
+
+def called(version: Version) -> str:
+    """A version in words: notebook, model, and its own name in brackets."""
+    number = _notebook(version)[0]
+    return f"notebook {number}, {model_name(version)} ({version.name})" if number else version.name
+
+
+def _notebook(version: Version) -> tuple[int, str]:
+    """Number and words of the notebook that made a version; 0 if it is not known."""
+    number, _, words = str(version.results.get("notebook", "")).partition("_")
+    return (int(number), words.replace("_", " ")) if number.isdecimal() else (0, "")
+
+
 def advice(members: Sequence[Version], draws: int = 1000) -> str:
     """The best of a task, what cannot be told from it, and the cheapest of these, in one sentence.
 
@@ -96,17 +113,19 @@ def advice(members: Sequence[Version], draws: int = 1000) -> str:
     best, *others = members
     pairs = {pair.second.name: pair for pair in differences(members, draws) if pair.first is best}
     close = [best, *(other for other in others if other.name in pairs and pairs[other.name].within_noise)]
-    said = f"{best.name} (AUROC {spread(best.seeds)})"
+    said = f"{called(best)}, AUROC {spread(best.seeds)}"
     if unknown := [other.name for other in others if other.name not in pairs]:
         said += f"; not compared image by image: {', '.join(unknown)}"
     if len(close) == 1:
         return said if unknown else f"{said}; its lead is beyond noise"
     same_device = len({member.results.get("device") for member in close}) == 1
-    key, unit = ("train_seconds", "s of training") if same_device else ("parameters", "parameters")
+    key, unit = "parameters", "parameters"
+    if same_device:
+        key, unit = "train_seconds", "s of training (pretraining not counted)"
     costs = [
         (member.results[key], member.name) for member in close if isinstance(member.results.get(key), (int, float))
     ]
-    said += f"; not to be told from it: {', '.join(member.name for member in close[1:])}"
+    said += f"; not to be told from it: {', '.join(called(member) for member in close[1:])}"
     return said + (f"; cheapest of these: {min(costs)[1]}, {min(costs)[0]:,.0f} {unit}" if costs else "")
 
 
@@ -186,7 +205,8 @@ def interval_chart(groups: Mapping[tuple[str, str], Sequence[Version]], draws: i
         bars = intervals(members, draws)
         for row, member in enumerate(members):
             if member.name in bars:
-                axis.plot(bars[member.name], [row, row], color=plots.NORMAL, linewidth=5, alpha=0.35)
+                look = {"linewidth": 5, "alpha": 0.35, "solid_capstyle": "butt"}  # which ends where the interval ends
+                axis.plot(bars[member.name], [row, row], color=plots.NORMAL, **look)
             axis.plot(member.results["metrics"]["auroc"], row, "o", color=plots.NORMAL)
             axis.plot(member.seeds, [row] * len(member.seeds), "x", color=plots.ANOMALOUS, markersize=6)
         axis.set_yticks(range(len(members)), [member.name for member in members], fontsize=NAMES)

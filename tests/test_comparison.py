@@ -116,11 +116,20 @@ def test_advice_names_the_best_its_rivals_and_the_cheapest():
     worse = version("c", shifted(0.5, seed=1), [0.64, 0.66], train_seconds=1, parameters=1)
     assert "its lead is beyond noise" in comparison.advice([best, worse], 200)
     said = comparison.advice([best, rival, worse], 200)
-    assert said.startswith("a (AUROC 0.9550")
-    assert "not to be told from it: b; cheapest of these: b, 10 s of training" in said
+    assert said.startswith("a, AUROC 0.9550")
+    assert "not to be told from it: b; cheapest of these: b, 10 s of training (pretraining not counted)" in said
     rival.results["device"] = "GPU"  # seconds of different devices do not compare
     assert "cheapest of these: a, 5 parameters" in comparison.advice([best, rival, worse], 200)
     assert "not compared image by image: d" in comparison.advice([best, version("d")], 200)
+
+
+def test_versions_are_called_by_their_notebook_and_model():
+    member = version("version_2", shifted(2.5), [0.96], notebook="03_hazelnut_autoencoder")
+    assert comparison.called(member) == "notebook 3, hazelnut autoencoder (version_2)"
+    member.hparams["model"] = "HazelnutAutoencoder"
+    assert comparison.advice([member]).startswith("notebook 3, HazelnutAutoencoder (version_2), AUROC 0.96")
+    assert comparison.called(version("version_9")) == "version_9"  # nothing is known of it
+    assert comparison.model_name(version("version_9")) == "–"
 
 
 def test_unbeaten_are_those_whose_price_buys_something():
