@@ -2,6 +2,7 @@
 
 import json
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -112,6 +113,35 @@ def test_contrast_normalisation_by_hand(page):
 
 
 # --- centre, distance, radius ---------------------------------------------------------------------------------------
+
+
+def test_the_dictionary_is_learned_from_the_images(page):
+    """Images of horizontal stripes: the atoms vary from row to row, hardly within a row, and have length one."""
+    rows = torch.rand(40, 1, 28, 1, generator=torch.Generator().manual_seed(0))
+    images = rows.expand(-1, -1, -1, 28) + 0.01 * torch.rand(40, 1, 28, 28, generator=torch.Generator().manual_seed(1))
+    atoms = page["dictionary"](images, seed=3)
+    assert atoms.shape == (8, 1, 5, 5) and atoms.dtype == torch.float32
+    assert atoms.std(2).mean() > 5 * atoms.std(3).mean(), "stripes"
+    torch.testing.assert_close(atoms.flatten(1).norm(dim=1), torch.ones(8), rtol=0.01, atol=0)
+    assert torch.equal(atoms, page["dictionary"](images, seed=3))
+    assert not torch.equal(atoms, page["dictionary"](images, seed=4))
+
+
+@pytest.mark.parametrize("share", [1 / 3, 1.0, None])
+def test_the_learning_rate_drops_once_or_goes_through_a_cycle(page, share):
+    model = page["AutoEncoder"](SETTINGS | SMALL | {"drop_after": share, "lr": 0.01})
+    model.trainer = SimpleNamespace(estimated_stepping_batches=30)
+    (optimizer,), (schedule,) = model.configure_optimizers()
+    rates = []
+    for _ in range(30):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    if share is None:
+        assert rates[0] < rates[4] == pytest.approx(0.01, rel=0.05) and rates[-1] < 1e-4
+    else:
+        drop = round(30 * share)
+        assert rates == pytest.approx([0.01] * drop + [0.001] * (30 - drop))
 
 
 def test_the_centre_is_the_mean_kept_away_from_zero(page):
