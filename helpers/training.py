@@ -224,7 +224,6 @@ class _Logger(TensorBoardLogger):
         purge = None if batches is None else batches + 1
         super().__init__(str(folder.parent), name="", version=folder.name, default_hp_metric=False, purge_step=purge)
 
-    @rank_zero_only
     def finalize(self, status: str) -> None:
         self.experiment.flush()
 

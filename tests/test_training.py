@@ -210,6 +210,7 @@ def test_two_processes_train_and_score_each_image_once(tmp_path, kind):
     assert process.stdout.count("in a group at the end: False") == 2, "a group that is not left can abort the process"
     first, second = (torch.load(tmp_path / f"rank_{rank}.pt", weights_only=True) for rank in (0, 1))
     assert first["devices"] == second["devices"] == 2
+    assert first["frames"] == second["frames"] == 2, "a notebook draws the film in every process"
     assert first["folder"] == second["folder"]
     assert [path.name for path in (tmp_path / "logs").iterdir()] == ["version_5"], "one version, not one a process"
     assert torch.equal(first["score"], second["score"])

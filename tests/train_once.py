@@ -54,5 +54,6 @@ if __name__ == "__main__":
             "score": torch.from_numpy(scores.score),
             "folder": str(trained.folder),
             "devices": trained.history["devices"],
+            "frames": len(trained.history["frames"]),
         }
         torch.save(found, folder / f"rank_{torch.distributed.get_rank()}.pt")
