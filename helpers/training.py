@@ -84,6 +84,7 @@ def fit(
     }
     if model.hparams.epochs < 1:
         raise ValueError(f"epochs must be at least 1: got {model.hparams.epochs}")
+    _join_group()
     loader = data.train_dataloader()  # before anything is written: it refuses sizes that cannot be
     folder = _folder(run, label, settings, resume)
     if resume and (folder / CHECKPOINT).exists():
@@ -282,6 +283,14 @@ def _prepare(folder: Path, settings: dict, resume: bool) -> None:
         unfinished.replace(folder / "hparams.yaml")
 
 
+def _join_group() -> None:
+    """Make the group of torchrun's processes; Lightning then finds it made."""
+    if "TORCHELASTIC_RUN_ID" in os.environ and not torch.distributed.is_initialized():
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+
+
 def _from_process_0(value: Path | None) -> Path:
     """Process 0's folder in every process of this training."""
     if "TORCHELASTIC_RUN_ID" not in os.environ:
@@ -291,11 +300,6 @@ def _from_process_0(value: Path | None) -> Path:
         if "AD_RUN_FOLDER" not in os.environ:
             raise ValueError("several processes, but not started by torchrun or by Lightning: use torchrun (README)")
         return Path(os.environ["AD_RUN_FOLDER"])
-    if not torch.distributed.is_initialized():
-        if torch.cuda.is_available():
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        # Lightning then finds the group made
-        torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     box = [value]
     torch.distributed.broadcast_object_list(box, src=0)
     return box[0]

@@ -154,13 +154,8 @@ class Batches:
         self.normals, self.anomalies = normals, anomalies
         if anomalies and not len(self.anomalous_index):
             raise ValueError(f"each batch is to hold {anomalies} anomalous images, but the training set has none")
-        world = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
         self.images_per_epoch = images_per_epoch or len(self.normal_index)
-        if self.images_per_epoch < normals * world or not len(self.normal_index):
-            raise ValueError(
-                f"a batch of {normals} normal images is larger than the training set "
-                f"({len(self.normal_index)} normal images, {self.images_per_epoch} an epoch)"
-            )
+        len(self)  # refuses sizes that cannot be
         self.device, self.seed, self.augment, self.workers = device, seed, augment, workers
         self.resident = split.images.nbytes <= free_memory(device) / 2
         self.images = split.images.to(device) if self.resident else split.images
@@ -169,7 +164,13 @@ class Batches:
 
     def __len__(self) -> int:
         world = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
-        return self.images_per_epoch // (self.normals * world)
+        count = self.images_per_epoch // (self.normals * world)
+        if not count or not len(self.normal_index):  # here, since processes may join after the batches were made
+            raise ValueError(
+                f"a batch of {self.normals} normal images{f' for each of {world} processes' if world > 1 else ''} is larger "
+                f"than the training set ({len(self.normal_index)} normal images, {self.images_per_epoch} an epoch)"
+            )
+        return count
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the permutation; called before each epoch."""

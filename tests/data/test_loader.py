@@ -417,6 +417,16 @@ def test_a_batch_larger_than_a_short_epoch():
         batches(normal=50, normals=8, images_per_epoch=7)
 
 
+def test_processes_that_join_after_the_batches_were_made_are_counted(monkeypatch):
+    source = batches(normal=50, normals=8)
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 6)
+    assert len(source) == 1
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 7)
+    with pytest.raises(ValueError, match="a batch of 8 normal images for each of 7 processes is larger .*50 normal"):
+        len(source)
+
+
 def test_a_batch_may_be_larger_than_a_small_set_if_the_epoch_is_long():
     seen = flat(normal for normal, _ in epoch(batches(normal=5, normals=8, anomalies=0, images_per_epoch=40)))
     assert torch.bincount(torch.tensor(seen)).tolist() == [8] * 5
