@@ -281,7 +281,7 @@ class OneClassData(pl.LightningDataModule):
         As they are, too, since a rotated image is a little smoother than a photograph.
         """
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
+            torch.default_generator.manual_seed(self.seed)  # torch.manual_seed would reseed the GPUs too, for good
             copies = [to_uint8(self.augment(to_float(split.images.cpu()))) for _ in range(count - 1)]
         return Split(torch.cat([split.images.cpu(), *copies]), split.label.repeat(count), split.kind.repeat(count))
 

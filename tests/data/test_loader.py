@@ -574,6 +574,19 @@ def test_held_out_views_are_augmented_copies_of_the_held_out_normal_images():
     assert torch.equal(data.held_out_views(2).images, good.images.repeat(2, 1, 1, 1))
 
 
+def test_views_leave_the_random_state_of_gpus_alone(monkeypatch):
+    data = OneClassData(CPU, 4, 0, seed=3, augment=Augment(noise=0.2))
+    reseeded = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", reseeded.append)
+    torch.manual_seed(5)
+    assert reseeded == [5], "this is how torch seeds them"
+    views = data.views(numbered_split(5, 4), 3)
+    assert reseeded == [5]
+    torch.manual_seed(3)
+    first = to_uint8(data.augment(to_float(views.images[:9])))
+    assert torch.equal(views.images[9:18], first), "drawn from the seed of the data"
+
+
 def test_views_of_any_split_begin_with_its_images():
     data = OneClassData(torch.device("cpu"), 2, 0, seed=3, augment=Augment(noise=0.3))
     images = torch.arange(2 * 16, dtype=torch.uint8).view(2, 1, 4, 4)
