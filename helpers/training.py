@@ -98,9 +98,12 @@ def fit(
     if isinstance(model, AdversarialModel) and several and strategy in ("auto", "ddp"):
         strategy = "ddp_find_unused_parameters_true"  # each of the two backward passes reaches half of the weights
     last = folder / LAST
-    if last.exists():
-        print(f"continuing {runtime.show_path(folder)} after batch {_batches_in(last)}")
-    logger = _Logger(folder, _batches_in(last))
+    behind = _batches_in(last)
+    if behind is not None:
+        print(f"continuing {runtime.show_path(folder)} after batch {behind}")
+    # TensorBoard hides what an interrupted process logged after its last checkpoint: all of it if there is none
+    begun = any(folder.glob("events.out.tfevents.*"))
+    logger = _Logger(folder, (behind or -1) + 1 if begun else None)
     record, watch = Record(data), Watch(data, every=watch_every, show=show)
     if model.large_convolutions:
         model.to(memory_format=torch.channels_last)
@@ -220,9 +223,7 @@ def evaluate(model: AnomalyModel, data: OneClassData) -> Scores:
 class _Logger(TensorBoardLogger):
     """Writes straight into ``folder`` and stays open after training, for ``report``."""
 
-    def __init__(self, folder: Path, batches: int | None):
-        # TensorBoard then hides what an interrupted process logged after its last checkpoint
-        purge = None if batches is None else batches + 1
+    def __init__(self, folder: Path, purge: int | None):
         super().__init__(str(folder.parent), name="", version=folder.name, default_hp_metric=False, purge_step=purge)
 
     def finalize(self, status: str) -> None:

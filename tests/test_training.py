@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from helpers import callbacks
 from helpers.callbacks import TrainingError
@@ -58,6 +59,20 @@ def test_resume_continues_even_if_nothing_was_saved_yet(run, data, baseline):
         fit(model, data, run)
     again = make_run(run.logs_dir.parent)
     assert fit(baseline(), data, again, resume=True).folder == run.version
+
+
+def test_what_was_logged_before_the_first_checkpoint_is_hidden_by_a_resume(run, data, baseline):
+    model = baseline(epochs=3)
+    losses, batch = model.generator_losses, iter(range(100))
+    model.generator_losses = lambda *args: os._exit if next(batch) == 20 else losses(*args)  # cannot be summed
+    with pytest.raises(AttributeError):
+        fit(model, data, run)
+    assert not (run.version / "last.ckpt").exists()
+    trained = fit(baseline(epochs=3), data, make_run(run.logs_dir.parent), resume=True)
+    assert trained.folder == run.version and len(list(trained.folder.glob("events.*"))) == 2
+    found = EventAccumulator(str(trained.folder))
+    found.Reload()
+    assert [event.step for event in found.Scalars("loss/reconstruction")] == [8, 16, 24]
 
 
 def test_a_finished_training_is_loaded_and_reported_runs_are_left_alone(run, data, baseline):
