@@ -1,16 +1,17 @@
 """Files from mirrors: resumed after a break, checked before they count, never half there."""
 
-import os
 import hashlib
 import http.client
 import lzma
+import os
 import shutil
 import tarfile
 import tempfile
 import urllib.error
 import urllib.request
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock  # comes with torch
@@ -61,6 +62,14 @@ def make_folder(folder: Path) -> Path:
     return folder
 
 
+@contextmanager
+def one_at_a_time(path: Path) -> Iterator[None]:
+    """Several processes of one training may want the same file or folder: one makes it, the others then find it."""
+    name = hashlib.md5(str(path).encode(), usedforsecurity=False).hexdigest()
+    with FileLock(Path(tempfile.gettempdir()) / f"anomaly-download-{os.getuid()}-{name}.lock"):
+        yield
+
+
 def download(
     urls: Sequence[str], path: Path, checksum: str | None, timeout: float = 20.0, progress: bool = True
 ) -> Path:
@@ -73,9 +82,7 @@ def download(
     Raises DataError, with each mirror's reason and how to place the file by hand.
     """
     make_folder(path.parent)
-    name = hashlib.md5(str(path).encode(), usedforsecurity=False).hexdigest()
-    # several processes of one training may want the same file: one fetches, the others then find it
-    with FileLock(Path(tempfile.gettempdir()) / f"anomaly-download-{os.getuid()}-{name}.lock"):
+    with one_at_a_time(path):
         if not path.exists():
             _from_mirrors(urls, path, checksum, timeout, progress)
     return path
@@ -146,7 +153,7 @@ def unpack(archive: Path, inner: str, target: Path) -> None:
             tar.extractall(unfinished, (member for member in tar if member.name.startswith(f"{inner}/")), filter="data")
         (unfinished / inner).replace(target)
     except (tarfile.TarError, lzma.LZMAError, EOFError, FileNotFoundError, zlib.error) as error:
-        archive.unlink()
+        archive.unlink(missing_ok=True)
         raise DamagedFile(
             f"{archive.name} is damaged, or holds no folder {inner} ({error}): it was removed, run again to fetch it anew"
         ) from error

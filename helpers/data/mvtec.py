@@ -9,7 +9,7 @@ from torch import Tensor
 
 from helpers.data import samples
 from helpers.data.defects import object_region, paint
-from helpers.data.download import DamagedFile, checksum_of, download, unpack
+from helpers.data.download import DamagedFile, checksum_of, download, one_at_a_time, unpack
 from helpers.data.images import list_images, read_images, read_mask
 from helpers.data.loader import Augment, OneClassData, Split
 from helpers.runtime import Run, say_once, show_path
@@ -23,7 +23,11 @@ ARCHIVES = {  # category: addresses of its own archive, newest first; no checksu
     "hazelnut": (
         MIRRORS + "150457/51d49f65e84bdc100ff8035d7dd783ea/download/420937545-1629959162/hazelnut.tar.xz",
         MIRRORS + "38536/3830184030e49fe74747669442f0f283/download/420937545-1629959162/hazelnut.tar.xz",
-    )
+    ),
+    "transistor": (
+        MIRRORS + "150464/99b8ea0332438d64fcc2475ee73f9c29/download/420938166-1629960554/transistor.tar.xz",
+        MIRRORS + "38536/3830184030e49fe74747669442f0f283/download/420938166-1629960554/transistor.tar.xz",
+    ),
 }
 WHOLE = (
     MIRRORS + "150996/b52ecdcbf521176e9db9c731f2304b27/download/420938113-1629960298/mvtec_anomaly_detection.tar.xz",
@@ -137,15 +141,22 @@ def _real(run: Run, dataset: str) -> Path:
             f"At hand in {show_path(run.data_dir)}: {', '.join(there) or 'none'}. MVTec AD has {', '.join(CATEGORIES)}"
         )
     target = _home(run) / dataset
+    with one_at_a_time(target):
+        if not target.is_dir():
+            _fetch(dataset, target, run.data_dir)
+    return target
+
+
+def _fetch(dataset: str, target: Path, data_dir: Path) -> None:
+    """Download a category, unpack it as ``target`` and note the archive's checksum in it."""
     urls, checksum = (ARCHIVES[dataset], None) if dataset in ARCHIVES else (WHOLE[:1], WHOLE[1])
-    archive = download(urls, run.data_dir / urls[0].rsplit("/", 1)[1], checksum)
+    archive = download(urls, data_dir / urls[0].rsplit("/", 1)[1], checksum)
     target.parent.mkdir(parents=True, exist_ok=True)
     found = checksum or checksum_of(archive, "sha256")
     unpack(archive, dataset, target)
     (target / "archive.sha256").write_text(f"{found}  {archive.name}\n")  # to compare a later download with
     if dataset in ARCHIVES:
         archive.unlink()  # the whole set stays: other categories are in it
-    return target
 
 
 def _folder(root: Path, name: str) -> Path:
