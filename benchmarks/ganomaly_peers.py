@@ -46,9 +46,7 @@ def main() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     folder = Path(tempfile.mkdtemp(prefix="anomaly-bench-"))
     device = runtime.best_device()
-    run = runtime.Run(
-        "bench", "full", 0, device, runtime.best_precision(device, True), runtime.data_dir(), folder / "logs"
-    )
+    run = runtime.Run("bench", "full", device, runtime.data_dir(), folder / "logs")
     data = FashionMNISTOneClass(run, anomaly_fraction=0.0, batch_size=64, size=32, images_per_epoch=IMAGES)
     for name in ("train", "validation", "test"):
         split = getattr(data, name)

@@ -67,7 +67,7 @@ def report(
     result = {
         "notebook": trained.run.notebook,
         "profile": trained.run.profile,
-        "seed": trained.model.hparams.get("seed", trained.run.seed),
+        "seed": trained.model.hparams.get("seed", 0),
         **{name: value for name, value in trained.history.items() if not name.startswith("frame")},
         "scoring_images_per_second": round(scores.images_per_second),
         **limits,
