@@ -16,6 +16,7 @@ from helpers import metrics, plots
 from helpers.data.loader import OneClassData, to_float, to_uint8
 from helpers.models import map_images, score_images
 
+LAST = "last.ckpt"  # of an unfinished training
 WINDOW = 20  # batches between two readings of the losses: the only regular host synchronisation
 FRAMES = 12
 FRAME_SIDE = 64
@@ -129,7 +130,7 @@ class Record(pl.Callback):
         bad = torch.nonzero(~torch.isfinite(values))
         if len(bad):
             batch, column = bad[0].tolist()
-            kept = (Path(trainer.logger.log_dir) / "last.ckpt").exists()
+            kept = (Path(trainer.logger.log_dir) / LAST).exists()
             raise TrainingError(
                 f"loss {model.loss_names[column]!r} became {values[batch, column]:g} at batch {first + batch} "
                 f"(epoch {trainer.current_epoch}): training stopped. "
@@ -228,7 +229,8 @@ class Keep(pl.Callback):
     """A full checkpoint (optimisers, position, random states) every ``every`` batches, the newest kept.
 
     A resumed training repeats the uninterrupted one exactly on one process; several processes go on
-    with new random numbers.
+    with new random numbers.  After a checkpoint of the last batch of an epoch, Lightning goes on with the next epoch:
+    what ``on_train_epoch_end`` does is then left out once (a validation point, a model's own hook).
     """
 
     def __init__(self, path: Path, every: int, record: Record):

@@ -89,7 +89,7 @@ class AnomalyModel(pl.LightningModule):
 class OneLossModel(AnomalyModel):
     """A model trained by one optimiser.  Define ``losses(normal, anomalous) -> {name: scalar}``.
 
-    Settings read here: ``lr``, ``beta1`` (0.9).
+    Settings read here: ``lr``, ``beta1`` (0.9), ``weight_decay`` (0).
     """
 
     def losses(self, normal: Tensor, anomalous: Tensor) -> dict[str, Tensor]:
@@ -112,7 +112,7 @@ class AdversarialModel(AnomalyModel):
     ``generate(normal, anomalous) -> {name: tensor}``, what the generator makes of the batch, and
     ``discriminator_losses(normal, anomalous, made)`` (``made`` detached) and
     ``generator_losses(normal, anomalous, made)`` (discriminators frozen), each ``-> {name: scalar}``.
-    Settings read here: ``lr``, ``lr_discriminator`` (lr), ``beta1`` (0.9).
+    Settings read here: ``lr``, ``lr_discriminator`` (lr), ``beta1`` (0.9), ``weight_decay`` (0).
     """
 
     generator: torch.nn.Module

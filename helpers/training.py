@@ -21,14 +21,14 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_only
 
 from helpers import runtime
-from helpers.callbacks import AtomicCheckpointIO, Keep, Record, TrainingError, Watch, check_finite
+from helpers.callbacks import LAST, AtomicCheckpointIO, Keep, Record, TrainingError, Watch, check_finite
 from helpers.data.loader import OneClassData
 from helpers.models import AdversarialModel, AnomalyModel, map_images, score_images
 
 # Lightning 2.6 with torch >= 2.13 warns, once per loader, about a class that Lightning itself uses
 warnings.filterwarnings("ignore", message=r".*LeafSpec.*is deprecated", module="pytorch_lightning")
 
-CHECKPOINT, LAST, RESULTS = "model.ckpt", "last.ckpt", "results.json"
+CHECKPOINT, RESULTS = "model.ckpt", "results.json"
 REFERENCE_VERSIONS = 5  # version_0 .. version_4 belong to the committed reference runs
 
 
@@ -64,6 +64,7 @@ def fit(
     resume: continue the newest unfinished version of this notebook with these settings, with
         optimisers, epoch, batch and random state; what is already trained is loaded.
     devices, strategy, num_nodes: as for Lightning's Trainer; under torchrun they follow its environment.
+        Processes that Lightning starts itself know one run: a script with several needs torchrun.
     watch_every, checkpoint_every: in batches.
     show: draw the reconstructions in the notebook too, not only in TensorBoard (repeated seeds need not).
 
@@ -125,6 +126,8 @@ def fit(
         enable_model_summary=False,
         benchmark=True,
     )
+    if run.device.type == "cuda":  # else the peak would be that of an earlier training of this process
+        torch.cuda.reset_peak_memory_stats(run.device)
     trainer.fit(model, train_dataloaders=loader, ckpt_path=last if last.exists() else None, weights_only=True)
     model.to(run.device)  # Lightning moves it to the CPU when it tears down
     history = record.summary() | {
@@ -150,12 +153,12 @@ def fit(
 def load(model: AnomalyModel, run: runtime.Run, folder: Path) -> Trained:
     """Fill ``model`` with the weights of a finished version.  Nothing is trained or written.
 
-    Raises TrainingError if there is no checkpoint, or if it belongs to another model or other sizes.
+    Raises TrainingError if there is no checkpoint, if it is broken, or if it belongs to another model or other sizes.
     """
     path = Path(folder) / CHECKPOINT
     if not path.exists():
         raise TrainingError(f"no checkpoint at {runtime.show_path(path)}: train first, or name a finished version")
-    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    checkpoint = read_checkpoint(path)
     found, wanted = checkpoint.get("model_class", "unknown model"), type(model).__name__
     if found != wanted:
         raise TrainingError(f"{runtime.show_path(path)} holds a {found}, not a {wanted}")
@@ -167,6 +170,18 @@ def load(model: AnomalyModel, run: runtime.Run, folder: Path) -> Trained:
     model.on_load_checkpoint(checkpoint)
     model.to(run.device)
     return Trained(model, Path(folder), run, model.history)
+
+
+def read_checkpoint(path: Path) -> dict:
+    """The content of a checkpoint.  Raises TrainingError if it is cut short, or another file."""
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+        found["state_dict"].keys()
+        return found
+    except Exception as error:  # whatever a broken file makes pickle and zipfile raise
+        raise TrainingError(
+            f"{runtime.show_path(path)} is broken ({type(error).__name__}): train again, or bring it back from where it came"
+        ) from error
 
 
 @dataclass

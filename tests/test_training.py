@@ -165,6 +165,13 @@ def test_checkpoint_of_another_model_or_size(run, data, baseline):
         load(baseline(), run, trained.folder)
     with pytest.raises(TrainingError, match="no checkpoint"):
         load(baseline(), run, run.logs_dir / "version_77")
+    for damaged in (path.read_bytes()[:-500], b"<html>", b""):
+        path.write_bytes(damaged)
+        with pytest.raises(TrainingError, match="model.ckpt is broken .*train again"):
+            load(baseline(), run, trained.folder)
+    torch.save([1, 2], path)
+    with pytest.raises(TrainingError, match="is broken"):
+        load(baseline(), run, trained.folder)
 
 
 def test_loading_gives_the_same_scores_and_history(run, data, baseline):
@@ -276,7 +283,7 @@ def test_a_version_that_another_process_trains_is_not_resumed(run, data, baselin
         "from pathlib import Path; from helpers import training\n"
         f"version = Path({str(mine)!r})\n"
         "settings = training._hparams(version)\n"
-        f"run = training.runtime.Run('01_baseline_gan', 'smoke', 0, None, '', None, version.parent)\n"
+        f"run = training.runtime.Run('01_baseline_gan', 'smoke', None, None, version.parent)\n"
         "print(training._unfinished(run, '', settings))\n"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
