@@ -11,7 +11,7 @@ from helpers.data import samples
 from helpers.data.defects import object_region, paint
 from helpers.data.download import DamagedFile, checksum_of, download, one_at_a_time, unpack
 from helpers.data.images import list_images, read_images, read_mask
-from helpers.data.loader import Augment, OneClassData, Split
+from helpers.data.loader import Augment, OneClassData, Split, good_and_painted
 from helpers.runtime import Run, say_once, show_path
 
 CATEGORIES = (
@@ -104,7 +104,7 @@ class MVTec(OneClassData):
                 kind.append(index)
                 has_mask.append(name == "good" or mask is not None)
                 masks.append(torch.zeros(size, size, dtype=torch.bool) if mask is None else read_mask(mask, path, size))
-        if set(kind) != {0} | set(range(1, len(kinds))) or len(kinds) < 2:
+        if set(kind) != set(range(len(kinds))) or len(kinds) < 2:
             raise DamagedFile(f"{root / 'test'} needs a folder good and at least one folder of a defect, each with images")
         without = has_mask.count(False)
         if without:
@@ -193,14 +193,9 @@ def _with_painted_defects(images: Tensor, kinds: tuple[str, ...], seed: int) -> 
     random = np.random.default_rng(seed)
     some = images[:PAINTED_IMAGES]
     regions = [object_region(image) for image in some]
-    pairs = [paint(image, name, random, region) for name in PAINTED for image, region in zip(some, regions, strict=True)]
-    painted, masks = (torch.stack(column) for column in zip(*pairs, strict=True))
-    kind = torch.tensor([kinds.index(name) for name in PAINTED]).repeat_interleave(len(some))
-    good = _good(images)
-    return Split(
-        torch.cat([images, painted]),
-        torch.cat([good.label, torch.ones_like(kind)]),
-        torch.cat([good.kind, kind]),
-        torch.cat([good.mask, masks]),
-        torch.ones(len(images) + len(painted), dtype=torch.bool),
-    )
+    painted = [
+        (*paint(image, name, random, region), kinds.index(name))
+        for name in PAINTED
+        for image, region in zip(some, regions, strict=True)
+    ]
+    return good_and_painted(images, painted)

@@ -420,6 +420,7 @@ def test_a_batch_larger_than_a_short_epoch():
 def test_processes_that_join_after_the_batches_were_made_are_counted(monkeypatch):
     source = batches(normal=50, normals=8)
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 0)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 6)
     assert len(source) == 1
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 7)
