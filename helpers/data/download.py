@@ -29,7 +29,7 @@ class DamagedFile(DataError):
 
 def checksum_of(path: Path, algorithm: str) -> str:
     """``md5`` or ``sha256`` of a file in hex digits, read in chunks."""
-    with open(path, "rb") as file:
+    with path.open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.new(algorithm, usedforsecurity=False)).hexdigest()
 
 
@@ -70,9 +70,7 @@ def one_at_a_time(path: Path) -> Iterator[None]:
         yield
 
 
-def download(
-    urls: Sequence[str], path: Path, checksum: str | None, timeout: float = 20.0, progress: bool = True
-) -> Path:
+def download(urls: Sequence[str], path: Path, checksum: str | None, timeout: float = 20.0) -> Path:
     """Fetch ``path`` from the first of ``urls`` that delivers it whole.
 
     Bytes go to ``path.part``, which a later call resumes with an HTTP Range request; the name
@@ -84,24 +82,24 @@ def download(
     make_folder(path.parent)
     with one_at_a_time(path):
         if not path.exists():
-            _from_mirrors(urls, path, checksum, timeout, progress)
+            _from_mirrors(urls, path, checksum, timeout)
     return path
 
 
-def _from_mirrors(urls: Sequence[str], path: Path, checksum: str | None, timeout: float, progress: bool) -> None:
+def _from_mirrors(urls: Sequence[str], path: Path, checksum: str | None, timeout: float) -> None:
     part = path.with_name(path.name + ".part")
     reasons = []
     for url in urls:
         resumed = part.exists()
         try:
-            _fetch(url, part, timeout, progress)
+            _fetch(url, part, timeout)
             try:
                 verify(part, checksum)
             except DamagedFile:
                 if not resumed:
                     raise
                 part.unlink()  # what was there before may be the fault: once more, whole
-                _fetch(url, part, timeout, progress)
+                _fetch(url, part, timeout)
                 verify(part, checksum)
         except DataError as error:
             reasons.append(f"  {url}: {error}")
@@ -117,8 +115,10 @@ def _from_mirrors(urls: Sequence[str], path: Path, checksum: str | None, timeout
     )
 
 
-def _fetch(url: str, part: Path, timeout: float, progress: bool) -> None:
+def _fetch(url: str, part: Path, timeout: float) -> None:
     """Append what is missing of ``url`` to ``part``; ConnectionError if the server stops early."""
+    from tqdm.auto import tqdm  # costs time, and only a download needs it
+
     have = part.stat().st_size if part.exists() else 0
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     try:
@@ -132,7 +132,8 @@ def _fetch(url: str, part: Path, timeout: float, progress: bool) -> None:
             have = 0
         length = answer.headers.get("Content-Length")
         total = have + int(length) if length else None
-        with open(part, "ab" if have else "wb") as file, _bar(part, have, total, progress) as bar:
+        bar = tqdm(desc=part.stem, initial=have, total=total, unit="B", unit_scale=True)
+        with part.open("ab" if have else "wb") as file, bar:
             while chunk := answer.read1(CHUNK):  # what came before a stall is kept
                 file.write(chunk)
                 bar.update(len(chunk))
@@ -161,9 +162,3 @@ def unpack(archive: Path, inner: str, target: Path) -> None:
         raise DataError(f"could not unpack {archive.name} to {target} ({error.strerror}): make room, then run again") from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
-
-
-def _bar(part: Path, have: int, total: int | None, progress: bool):
-    from tqdm.auto import tqdm  # costs time, and only a download needs it
-
-    return tqdm(desc=part.stem, initial=have, total=total, unit="B", unit_scale=True, disable=not progress)
