@@ -109,12 +109,7 @@ def compare(notebook: str, model: type, version: str, make_data, changes: dict, 
     for _ in range(repeats):
         for name, contender in contenders.items():
             found[name].append(contender(model, settings, data, run))
-    print(
-        f"\n| {notebook} | images/s (median) | slowest to fastest round | ours / this (median of rounds) |\n|---|---|---|---|"
-    )
-    for name, speeds in found.items():
-        ratio = statistics.median(mine / its for mine, its in zip(found["ours"], speeds, strict=True))
-        print(f"| {name} | {statistics.median(speeds):,.0f} | {min(speeds):,.0f} to {max(speeds):,.0f} | {ratio:.2f} |")
+    print_table(notebook, found)
 
     seconds = []
     network = model(settings).to(device)
@@ -132,6 +127,15 @@ def compare(notebook: str, model: type, version: str, make_data, changes: dict, 
     print(
         f"peak memory: {runtime.peak_memory_mib(device):,.0f} MiB ({'GPU' if device.type == 'cuda' else 'process'})\n"
     )
+
+
+def print_table(heading: str, found: dict[str, list[float]]) -> None:
+    """Images per second of each contender, one value a round."""
+    print(f"\n| {heading} | images/s (median) | slowest to fastest round | ours / this (median of rounds) |")
+    print("|---|---|---|---|")
+    for name, speeds in found.items():
+        ratio = statistics.median(mine / its for mine, its in zip(found["ours"], speeds, strict=True))
+        print(f"| {name} | {statistics.median(speeds):,.0f} | {min(speeds):,.0f} to {max(speeds):,.0f} | {ratio:.2f} |")
 
 
 def ours(model, settings, data, run) -> float:
