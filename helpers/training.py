@@ -16,7 +16,6 @@ import pytorch_lightning as pl
 import torch
 import yaml
 from filelock import FileLock, Timeout  # comes with torch
-from pytorch_lightning.core.saving import save_hparams_to_yaml
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_only
 
@@ -294,9 +293,8 @@ def _prepare(folder: Path, settings: dict, resume: bool) -> None:
             )
     else:
         folder.mkdir(parents=True, exist_ok=True)
-        unfinished = folder / "hparams.part.yaml"
-        save_hparams_to_yaml(unfinished, settings)
-        unfinished.replace(folder / "hparams.yaml")
+        with runtime.whole_file(folder / "hparams.yaml") as part:
+            part.write_text(yaml.safe_dump(settings))
 
 
 def _join_group() -> None:
@@ -321,16 +319,17 @@ def _from_process_0(value: Path | None) -> Path:
     return box[0]
 
 
+def _numbered(logs_dir: Path) -> dict[int, Path]:
+    """{N: its folder} of every ``version_N``."""
+    return {int(path.name[8:]): path for path in logs_dir.glob("version_*") if path.name[8:].isdigit()}
+
+
 def _claim(logs_dir: Path) -> Path:
     """Create the next free ``version_N`` (or the one named by ``AD_VERSION``, which must not exist)."""
     named = os.environ.get("AD_VERSION")
     if named is not None and not named.isdigit():
         raise ValueError(f"AD_VERSION is the number of a version: got {named!r}")
-    if named is None:
-        taken = [int(path.name[8:]) for path in logs_dir.glob("version_*") if path.name[8:].isdigit()]
-        number = max([REFERENCE_VERSIONS - 1, *taken]) + 1
-    else:
-        number = int(named)
+    number = int(named or max([REFERENCE_VERSIONS - 1, *_numbered(logs_dir)]) + 1)
     folder = logs_dir / f"version_{number}"
     try:
         folder.mkdir(parents=True)
@@ -366,8 +365,7 @@ def _is_ours(version: Path) -> bool:
 
 def _unfinished(run: runtime.Run, label: str, settings: dict) -> Path | None:
     """The newest version without results whose training ``label`` has these settings."""
-    versions = [path for path in run.logs_dir.glob("version_*") if path.name[8:].isdigit()]
-    for version in sorted(versions, key=lambda path: int(path.name[8:]), reverse=True):
+    for _, version in sorted(_numbered(run.logs_dir).items(), reverse=True):
         if not (version / RESULTS).exists() and _hparams(version / label) == settings and _is_ours(version):
             return version
     return None

@@ -1,7 +1,6 @@
 """Fashion-MNIST and MNIST with one class normal and the nine others anomalous, or the other way round."""
 
 import gzip
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from torchvision import datasets
 from helpers.data import samples
 from helpers.data.download import download, make_folder, verify
 from helpers.data.loader import Augment, OneClassData, Split
-from helpers.runtime import Run, show_path
+from helpers.runtime import Run, show_path, whole_file
 
 CLASSES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 # file: (MD5 of the .gz, bytes once unpacked)
@@ -192,13 +191,8 @@ def _unpack(packed: Path, again: bool = False) -> None:
     if target.exists() and not again:
         return
     make_folder(packed.parent)
-    unfinished = target.with_name(f"{target.name}.{os.getpid()}.part")
-    try:
-        with gzip.open(packed, "rb") as source, open(unfinished, "wb") as sink:
-            shutil.copyfileobj(source, sink, 1 << 20)
-        unfinished.replace(target)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with whole_file(target) as unfinished, gzip.open(packed, "rb") as source, unfinished.open("wb") as sink:
+        shutil.copyfileobj(source, sink, 1 << 20)
 
 
 def _read(source: Source, root: Path, size: int, train: bool) -> tuple[torch.Tensor, torch.Tensor]:
