@@ -71,12 +71,6 @@ class Version:
         limit = self.hparams.get("limit")
         return self.results["dataset"], protocol + (f", at most {limit} images of each label" if limit else "")
 
-    @property
-    def title(self) -> str:
-        """Short name of the method and of the version, for legends."""
-        model = self.hparams.get("model") or self.results.get("notebook") or "unknown model"
-        return f"{self.name} ({model})"
-
 
 def read_versions(course: Path, own: Path) -> list[Version]:
     """The committed versions of the course, then all others in the reader's own logs folder, in their order.
