@@ -111,7 +111,10 @@ def _from_mirrors(urls: Sequence[str], path: Path, checksum: str | None, timeout
             part.replace(path)
             return
     raise DataError(
-        f"could not download {path.name}:\n" + "\n".join(reasons) + f"\nFetch it by hand and put it at {path}" + (f" (checksum {checksum})." if checksum else ".")
+        f"could not download {path.name}:\n"
+        + "\n".join(reasons)
+        + f"\nFetch it by hand and put it at {path}"
+        + (f" (checksum {checksum})." if checksum else ".")
     )
 
 
@@ -159,6 +162,8 @@ def unpack(archive: Path, inner: str, target: Path) -> None:
             f"{archive.name} is damaged, or holds no folder {inner} ({error}): it was removed, run again to fetch it anew"
         ) from error
     except OSError as error:
-        raise DataError(f"could not unpack {archive.name} to {target} ({error.strerror}): make room, then run again") from error
+        raise DataError(
+            f"could not unpack {archive.name} to {target} ({error.strerror}): make room, then run again"
+        ) from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)

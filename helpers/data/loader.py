@@ -213,7 +213,11 @@ class Batches:
         pin = self.device.type == "cuda"
         # its own generator: seeding the workers must not move the global random state, which a resume restores
         own = torch.Generator()
-        return iter(DataLoader(self.images, sampler=picks, batch_size=None, num_workers=self.workers, pin_memory=pin, generator=own))
+        return iter(
+            DataLoader(
+                self.images, sampler=picks, batch_size=None, num_workers=self.workers, pin_memory=pin, generator=own
+            )
+        )
 
     def _picks(self) -> Tensor:
         """(batches, batch size) indices of this process for the current epoch, where the images are."""

@@ -78,7 +78,9 @@ class MVTec(OneClassData):
 
         train = list_images(_folder(root, "train/good"))[:limit]
         if len(train) < 2:
-            raise DamagedFile(f"{root / 'train/good'} holds one image: some for training and some for thresholds are needed")
+            raise DamagedFile(
+                f"{root / 'train/good'} holds one image: some for training and some for thresholds are needed"
+            )
         images = read_images(train, size, grey, cache)
         order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
         kept = max(1, round(held_out * len(images)))
@@ -91,7 +93,9 @@ class MVTec(OneClassData):
         self.dataset = f"{name}, {len(train)} good images"
         self.protocol = f"one-class, {size}x{size}"
 
-    def _test(self, root: Path, kinds: Sequence[str], size: int, grey: bool, cache: Path | None, limit: int | None) -> Split:
+    def _test(
+        self, root: Path, kinds: Sequence[str], size: int, grey: bool, cache: Path | None, limit: int | None
+    ) -> Split:
         paths, kind, masks, has_mask = [], [], [], []
         for index, name in enumerate(kinds):
             if name == "good" and not (root / "test" / name).is_dir():
@@ -105,12 +109,18 @@ class MVTec(OneClassData):
                 has_mask.append(name == "good" or mask is not None)
                 masks.append(torch.zeros(size, size, dtype=torch.bool) if mask is None else read_mask(mask, path, size))
         if set(kind) != set(range(len(kinds))) or len(kinds) < 2:
-            raise DamagedFile(f"{root / 'test'} needs a folder good and at least one folder of a defect, each with images")
+            raise DamagedFile(
+                f"{root / 'test'} needs a folder good and at least one folder of a defect, each with images"
+            )
         without = has_mask.count(False)
         if without:
-            say_once(f"{show_path(root)}: {without} defective test images have no mask: they count for image metrics only")
+            say_once(
+                f"{show_path(root)}: {without} defective test images have no mask: they count for image metrics only"
+            )
         kind = torch.tensor(kind)
-        return Split(read_images(paths, size, grey, cache), (kind > 0).long(), kind, torch.stack(masks), torch.tensor(has_mask))
+        return Split(
+            read_images(paths, size, grey, cache), (kind > 0).long(), kind, torch.stack(masks), torch.tensor(has_mask)
+        )
 
 
 def mvtec_root(run: Run, dataset: str) -> tuple[Path, bool]:
@@ -135,7 +145,9 @@ def _real(run: Run, dataset: str) -> Path:
         if place.is_dir() and (place != places[2] or Path(dataset).name != dataset):
             return place
     if dataset not in CATEGORIES:
-        there = sorted({path.parent.parent.name for parent in (_home(run), run.data_dir) for path in parent.glob("*/train/good")})
+        there = sorted(
+            {path.parent.parent.name for parent in (_home(run), run.data_dir) for path in parent.glob("*/train/good")}
+        )
         raise ValueError(
             f"there is no data set {dataset!r}: neither a folder nor a category. "
             f"At hand in {show_path(run.data_dir)}: {', '.join(there) or 'none'}. MVTec AD has {', '.join(CATEGORIES)}"
