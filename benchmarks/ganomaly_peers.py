@@ -10,7 +10,6 @@ anomalib reads the images from a folder of PNG files with two workers.  Neither 
 """
 
 import logging
-import statistics
 import sys
 import tempfile
 import time
@@ -30,6 +29,7 @@ from torchvision.transforms.v2 import Compose, Normalize, Resize
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.speed import print_table  # noqa: E402
 from helpers import runtime  # noqa: E402
 from helpers.data.fashion_mnist import FashionMNISTOneClass  # noqa: E402
 from helpers.data.loader import Split  # noqa: E402
@@ -46,9 +46,7 @@ def main() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     folder = Path(tempfile.mkdtemp(prefix="anomaly-bench-"))
     device = runtime.best_device()
-    run = runtime.Run(
-        "bench", "full", 0, device, runtime.best_precision(device, True), runtime.data_dir(), folder / "logs"
-    )
+    run = runtime.Run("bench", "full", device, runtime.data_dir(), folder / "logs")
     data = FashionMNISTOneClass(run, anomaly_fraction=0.0, batch_size=64, size=32, images_per_epoch=IMAGES)
     for name in ("train", "validation", "test"):
         split = getattr(data, name)
@@ -68,12 +66,7 @@ def main() -> None:
     print(
         f"{data.title}; {runtime.device_name(device)}; 32 x 32, batch 64, ngf 64, nz 100; {ROUNDS} rounds of {IMAGES} images"
     )
-    print(
-        "\n| GANomaly | images/s (median) | slowest to fastest round | ours / this (median of rounds) |\n|---|---|---|---|"
-    )
-    for name, speeds in found.items():
-        ratio = statistics.median(mine / its for mine, its in zip(found["ours"], speeds, strict=True))
-        print(f"| {name} | {statistics.median(speeds):,.0f} | {min(speeds):,.0f} to {max(speeds):,.0f} | {ratio:.2f} |")
+    print_table("GANomaly", found)
 
 
 def ours(data, run) -> float:

@@ -96,11 +96,10 @@ def compare(notebook: str, model: type, version: str, make_data, changes: dict, 
     device = runtime.best_device()
     folder = Path(tempfile.mkdtemp(prefix="anomaly-bench-"))
     settings = yaml.safe_load((ROOT / "lightning_logs" / version / "hparams.yaml").read_text()) | changes
-    precision = runtime.best_precision(device, model(settings).large_convolutions)
-    run = runtime.Run("bench", "full", 0, device, precision, runtime.data_dir(), folder)
+    run = runtime.Run("bench", "full", device, runtime.data_dir(), folder)
     data = make_data(run, settings)
     print(
-        f"{data.title}; {runtime.device_name(device)}; {precision}; batch {settings['batch_size']}, {repeats} repeats"
+        f"{data.title}; {runtime.device_name(device)}; {_precision(model(settings))}; batch {settings['batch_size']}, {repeats} repeats"
     )
 
     contenders = {"ours": ours, "plain": plain, "customary": customary}
@@ -110,12 +109,7 @@ def compare(notebook: str, model: type, version: str, make_data, changes: dict, 
     for _ in range(repeats):
         for name, contender in contenders.items():
             found[name].append(contender(model, settings, data, run))
-    print(
-        f"\n| {notebook} | images/s (median) | slowest to fastest round | ours / this (median of rounds) |\n|---|---|---|---|"
-    )
-    for name, speeds in found.items():
-        ratio = statistics.median(mine / its for mine, its in zip(found["ours"], speeds, strict=True))
-        print(f"| {name} | {statistics.median(speeds):,.0f} | {min(speeds):,.0f} to {max(speeds):,.0f} | {ratio:.2f} |")
+    print_table(notebook, found)
 
     seconds = []
     network = model(settings).to(device)
@@ -133,6 +127,15 @@ def compare(notebook: str, model: type, version: str, make_data, changes: dict, 
     print(
         f"peak memory: {runtime.peak_memory_mib(device):,.0f} MiB ({'GPU' if device.type == 'cuda' else 'process'})\n"
     )
+
+
+def print_table(heading: str, found: dict[str, list[float]]) -> None:
+    """Images per second of each contender, one value a round."""
+    print(f"\n| {heading} | images/s (median) | slowest to fastest round | ours / this (median of rounds) |")
+    print("|---|---|---|---|")
+    for name, speeds in found.items():
+        ratio = statistics.median(mine / its for mine, its in zip(found["ours"], speeds, strict=True))
+        print(f"| {name} | {statistics.median(speeds):,.0f} | {min(speeds):,.0f} to {max(speeds):,.0f} | {ratio:.2f} |")
 
 
 def ours(model, settings, data, run) -> float:
@@ -157,7 +160,7 @@ def plain(model, settings, data, run) -> float:
     optimizers, schedulers = made if isinstance(made, tuple) else (made, ())
     optimizers = optimizers if isinstance(optimizers, list) else [optimizers]
     step = adversarial_step if issubclass(model, AdversarialModel) else one_loss_step
-    autocast = torch.autocast(device.type, torch.bfloat16, enabled=run.precision == "bf16-mixed")
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=_precision(network) == "bf16-mixed")
     start = _now(device)
     for _ in range(settings["epochs"]):
         rounds = -(-per_epoch // len(normal))
@@ -213,11 +216,11 @@ def customary(model, settings, data, run) -> float:
     chosen = files(settings, data, run) if isinstance(data, MVTec) else garments(data, run)
     size = data.normals_per_batch + data.anomalies_per_batch
     loader = DataLoader(chosen, batch_size=size, shuffle=True, drop_last=True, num_workers=2)
-    clock = _Clock(run.device)
+    module, clock = Customary(settings), _Clock(run.device)
     trainer = pl.Trainer(
         accelerator=run.device.type,
         devices=1,
-        precision=run.precision,
+        precision=_precision(module),
         max_epochs=settings["epochs"],
         logger=False,
         callbacks=[clock],
@@ -225,7 +228,7 @@ def customary(model, settings, data, run) -> float:
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    trainer.fit(Customary(settings), loader)
+    trainer.fit(module, loader)
     return settings["epochs"] * len(loader) * size / clock.seconds
 
 
@@ -248,6 +251,10 @@ def files(settings, data, run) -> Subset:
     steps += [transforms.RandomAffine(settings["degrees"], (settings["shift"],) * 2), transforms.ToTensor()]
     everything = datasets.ImageFolder(str(root / "train"), transforms.Compose([*steps, transforms.Normalize(0.5, 0.5)]))
     return Subset(everything, [index % len(everything) for index in range(data.images_per_epoch)])
+
+
+def _precision(model) -> str:
+    return runtime.best_precision(runtime.best_device(), model.large_convolutions)
 
 
 class _Clock(pl.Callback):

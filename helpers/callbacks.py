@@ -16,6 +16,7 @@ from helpers import metrics, plots
 from helpers.data.loader import OneClassData, to_float, to_uint8
 from helpers.models import map_images, score_images
 
+LAST = "last.ckpt"  # of an unfinished training
 WINDOW = 20  # batches between two readings of the losses: the only regular host synchronisation
 FRAMES = 12
 FRAME_SIDE = 64
@@ -94,12 +95,11 @@ class Record(pl.Callback):
             return  # about ten points make a curve; more would only cost time
         split = self.data.validation
         scores, label = score_images(model, split, self.data.device), split.label.cpu().numpy()
-        if trainer.is_global_zero:
-            writer, step = trainer.logger.experiment, self.batches
-            writer.add_scalar("validation/score_normal", scores[label == 0].mean(), step)
-            if label.any():
-                writer.add_scalar("validation/score_anomalous", scores[label == 1].mean(), step)
-                writer.add_scalar("validation/auroc", metrics.auroc(scores, label), step)
+        writer, step = trainer.logger.experiment, self.batches  # on the other processes it does nothing
+        writer.add_scalar("validation/score_normal", scores[label == 0].mean(), step)
+        if label.any():
+            writer.add_scalar("validation/score_anomalous", scores[label == 1].mean(), step)
+            writer.add_scalar("validation/auroc", metrics.auroc(scores, label), step)
         if model.has_map and split.mask is not None and split.mask.any():
             self.pixels(trainer, model)
 
@@ -108,7 +108,7 @@ class Record(pl.Callback):
         split = self.data.validation
         maps, kind = map_images(model, split, self.data.device), split.kind.cpu().numpy()
         masks, label = split.mask.cpu().numpy(), split.label.cpu().numpy()
-        for index in np.unique(kind[label == 1]) if trainer.is_global_zero else ():
+        for index in np.unique(kind[label == 1]):
             chosen = (label == 0) | (kind == index)
             value = metrics.best_f1(maps[chosen].ravel(), masks[chosen].ravel())
             trainer.logger.experiment.add_scalar(
@@ -130,16 +130,15 @@ class Record(pl.Callback):
         bad = torch.nonzero(~torch.isfinite(values))
         if len(bad):
             batch, column = bad[0].tolist()
-            kept = (Path(trainer.logger.log_dir) / "last.ckpt").exists()
+            kept = (Path(trainer.logger.log_dir) / LAST).exists()
             raise TrainingError(
                 f"loss {model.loss_names[column]!r} became {values[batch, column]:g} at batch {first + batch} "
                 f"(epoch {trainer.current_epoch}): training stopped. "
                 f"{'The last good checkpoint stays' if kept else 'There is no checkpoint yet'}; try a smaller learning rate"
             )
-        if trainer.is_global_zero:
-            for name, mean in zip(model.loss_names, values.mean(0).tolist(), strict=True):
-                trainer.logger.experiment.add_scalar(f"loss/{name}", mean, self.batches)
-            trainer.logger.experiment.add_scalar("speed/images_per_second", speed, self.batches)
+        for name, mean in zip(model.loss_names, values.mean(0).tolist(), strict=True):
+            trainer.logger.experiment.add_scalar(f"loss/{name}", mean, self.batches)
+        trainer.logger.experiment.add_scalar("speed/images_per_second", speed, self.batches)
 
     def summary(self) -> dict:
         """Seconds, images and speed of the whole training, over all its interruptions."""
@@ -155,7 +154,8 @@ class Record(pl.Callback):
 class Watch(pl.Callback):
     """Reconstructions of the same held-out images at batch 0, 100, 200 ...: in TensorBoard, inline, and as a film.
 
-    The film (``frames``, at most ``FRAMES`` of them, evenly spaced) becomes part of the checkpoint.
+    The film (``frames``, at most ``FRAMES`` of them, evenly spaced) becomes part of the checkpoint.  Under DDP every
+    process films: a notebook that draws the film runs in all of them.
     """
 
     def __init__(self, data: OneClassData, every: int, show: bool = True):
@@ -176,8 +176,8 @@ class Watch(pl.Callback):
         self.frames, self.frame_batches, self.spacing = state["frames"], state["batches"], state["spacing"]
 
     def on_train_start(self, trainer, model) -> None:
-        self.live = plots.Live() if trainer.is_global_zero and self.show else None
-        if trainer.is_global_zero and not self.frames:
+        self.live = plots.Live() if self.show else None
+        if not self.frames:
             trainer.logger.experiment.add_image("reconstructions/input", plots.tile(to_uint8(self.inputs)), 0)
 
     def on_train_batch_start(self, trainer, model, batch, batch_idx) -> None:
@@ -190,8 +190,6 @@ class Watch(pl.Callback):
 
     def look(self, trainer, model, batch: int, last: bool = False) -> None:
         """Reconstruct in eval mode, log, film and redraw."""
-        if not trainer.is_global_zero:
-            return
         model.eval()
         with torch.inference_mode():
             rebuilt = to_uint8(model.reconstruct(self.inputs).float())
@@ -205,7 +203,7 @@ class Watch(pl.Callback):
 
         if self.live:
             self.live.draw(figure, now=last)
-        if last:
+        if last and trainer.is_global_zero:  # one file
             figure().savefig(Path(trainer.logger.log_dir) / "reconstructions.png")
 
     def _film(self, rebuilt: torch.Tensor, batch: int, last: bool) -> None:
@@ -231,7 +229,8 @@ class Keep(pl.Callback):
     """A full checkpoint (optimisers, position, random states) every ``every`` batches, the newest kept.
 
     A resumed training repeats the uninterrupted one exactly on one process; several processes go on
-    with new random numbers.
+    with new random numbers.  After a checkpoint of the last batch of an epoch, Lightning goes on with the next epoch:
+    what ``on_train_epoch_end`` does is then left out once (a validation point, a model's own hook).
     """
 
     def __init__(self, path: Path, every: int, record: Record):

@@ -100,12 +100,9 @@ def precision_recall_f1(score, label, limits) -> dict[str, np.ndarray]:
     limits = np.asarray(limits, dtype=np.float64)
     if limits.ndim != 1 or np.isnan(limits).any():
         raise ValueError(f"limits must be a vector without NaN: got shape {limits.shape}")
-    order = np.argsort(limits)
-    exceeded = np.searchsorted(limits[order], score)  # how many of the limits each score is above
-    caught, flagged = np.empty((2, len(limits)), dtype=np.int64)
-    for target, chosen in ((caught, exceeded[label == 1]), (flagged, exceeded)):
-        per_number = np.bincount(chosen, minlength=len(limits) + 1)
-        target[order] = per_number[::-1].cumsum()[-2::-1]  # those above the k-th limit exceed more than k limits
+    caught, flagged = (
+        len(part) - np.searchsorted(np.sort(part), limits, side="right") for part in (score[label == 1], score)
+    )
     anomalous = np.count_nonzero(label)
     precision = np.where(flagged > 0, caught / np.maximum(flagged, 1), 1.0)
     return {"precision": precision, "recall": caught / anomalous, "f1": 2 * caught / (flagged + anomalous)}

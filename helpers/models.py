@@ -7,7 +7,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from helpers.data.loader import Split, to_float
+from helpers.data.loader import Split, rank_and_world, to_float
 
 
 class AnomalyModel(pl.LightningModule):
@@ -89,7 +89,7 @@ class AnomalyModel(pl.LightningModule):
 class OneLossModel(AnomalyModel):
     """A model trained by one optimiser.  Define ``losses(normal, anomalous) -> {name: scalar}``.
 
-    Settings read here: ``lr``, ``beta1`` (0.9).
+    Settings read here: ``lr``, ``beta1`` (0.9), ``weight_decay`` (0).
     """
 
     def losses(self, normal: Tensor, anomalous: Tensor) -> dict[str, Tensor]:
@@ -112,7 +112,7 @@ class AdversarialModel(AnomalyModel):
     ``generate(normal, anomalous) -> {name: tensor}``, what the generator makes of the batch, and
     ``discriminator_losses(normal, anomalous, made)`` (``made`` detached) and
     ``generator_losses(normal, anomalous, made)`` (discriminators frozen), each ``-> {name: scalar}``.
-    Settings read here: ``lr``, ``lr_discriminator`` (lr), ``beta1`` (0.9).
+    Settings read here: ``lr``, ``lr_discriminator`` (lr), ``beta1`` (0.9), ``weight_decay`` (0).
     """
 
     generator: torch.nn.Module
@@ -159,16 +159,14 @@ def map_images(model: AnomalyModel, split: Split, device: torch.device) -> np.nd
 
 def of_images(model: AnomalyModel, function: Callable[[Tensor], Tensor], split: Split, device: torch.device) -> Tensor:
     """``function`` of all images of a split, on the CPU; under DDP each process computes a part and all get the whole."""
-    distributed = torch.distributed.is_initialized()
-    rank = torch.distributed.get_rank() if distributed else 0
-    world = torch.distributed.get_world_size() if distributed else 1
+    rank, world = rank_and_world()
     was_training = model.training
     model.eval()
     with torch.inference_mode():
         mine = [function(to_float(chunk, device)) for chunk in split.chunks()[rank::world]]
     model.train(was_training)
     mine = [values.cpu() for values in mine]
-    if not distributed:
+    if world == 1:
         return torch.cat(mine)
     everyone: list = [None] * world
     torch.distributed.all_gather_object(everyone, mine)

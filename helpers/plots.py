@@ -121,9 +121,10 @@ def panels(
 def reconstructions(inputs: torch.Tensor, rebuilt: torch.Tensor, label: torch.Tensor, title: str) -> Figure:
     """Input, reconstruction and squared error, one column an image; all errors share one scale.
 
-    inputs, rebuilt: (N, C, H, W) uint8; label: (N,) 0 or 1.
+    inputs, rebuilt: (N, C, H, W) uint8, each on any device; label: (N,) 0 or 1.
     """
-    error = ((inputs.float() - rebuilt.float()) / 127.5).square().mean(1).cpu()
+    inputs, rebuilt = inputs.cpu(), rebuilt.cpu()  # the images of a split are there, what a model makes of them is not
+    error = ((inputs.float() - rebuilt.float()) / 127.5).square().mean(1)
     return panels(
         {"input": inputs, "output": rebuilt, "error": error},
         ["anomal." if anomalous else "normal" for anomalous in label.tolist()],

@@ -10,21 +10,20 @@ from pytorch_lightning.utilities import rank_zero_only
 from torch.nn import functional as F
 
 from helpers import metrics, plots, runtime
+from helpers.runtime import whole_file
 from helpers.training import RESULTS, Scores, Trained
 
 SCORES = "scores.npz"  # beside results.json: score, label, kind (N,), kinds, validation (M,) as in ``Scores``
 PIXEL_PERCENTILE = 99.9  # defects are small: one pixel in a thousand of good images may be flagged
 
 
-def measure(
-    scores: Scores, percentile: float = 99.0, pixel_percentile: float = PIXEL_PERCENTILE
-) -> tuple[dict[str, float], float]:
+def measure(scores: Scores, percentile: float = 99.0) -> tuple[dict[str, float], float]:
     """Print and return the metrics on the test split, and the threshold from held-out normal images.
 
-    percentile: of the held-out normal scores, which becomes the threshold; pixel_percentile: the same for
-    the pixels of anomaly maps, where the model has them and the data set marks defects.
+    percentile: of the held-out normal scores, which becomes the threshold; for the pixels of anomaly maps, where
+    the model has them and the data set marks defects, it is ``PIXEL_PERCENTILE``.
     """
-    values, limits = _measured(scores, percentile, pixel_percentile)
+    values, limits = _measured(scores, percentile)
     anomalous = int(scores.label.sum())
     print(f"{scores.title}: {len(scores.label) - anomalous:,} normal and {anomalous:,} anomalous test images")
     if scores.measures_pixels:
@@ -40,34 +39,30 @@ def measure(
     return values, limits["threshold"]
 
 
-def _measured(scores: Scores, percentile: float, pixel_percentile: float) -> tuple[dict[str, float], dict]:
+def _measured(scores: Scores, percentile: float) -> tuple[dict[str, float], dict]:
     values, limit = metrics.summary(scores.score, scores.label, scores.validation, percentile)
     limits = {"threshold": limit, "threshold_percentile": percentile}
     if scores.measures_pixels:
         marked = scores.marked()
-        of_pixels, limit = metrics.pixel_summary(marked.maps, marked.masks, scores.validation_maps, pixel_percentile)
+        of_pixels, limit = metrics.pixel_summary(marked.maps, marked.masks, scores.validation_maps, PIXEL_PERCENTILE)
         values |= of_pixels
-        limits |= {"pixel_threshold": limit, "pixel_threshold_percentile": pixel_percentile}
+        limits |= {"pixel_threshold": limit, "pixel_threshold_percentile": PIXEL_PERCENTILE}
     return values, limits
 
 
 def report(
-    scores: Scores,
-    trained: Trained,
-    percentile: float = 99.0,
-    seeds: dict[str, list[float]] | None = None,
-    pixel_percentile: float = PIXEL_PERCENTILE,
+    scores: Scores, trained: Trained, percentile: float = 99.0, seeds: dict[str, list[float]] | None = None
 ) -> dict:
     """Write results.json, scores.npz, metrics and figures into the TensorBoard version of ``trained``.
 
     seeds: {metric: [one value per seed]} where the training was repeated.
     The version of a model that was loaded is left as it is.  Returns the content of results.json.
     """
-    values, limits = _measured(scores, percentile, pixel_percentile)
+    values, limits = _measured(scores, percentile)
     result = {
         "notebook": trained.run.notebook,
         "profile": trained.run.profile,
-        "seed": trained.model.hparams.get("seed", trained.run.seed),
+        "seed": trained.model.hparams.get("seed", 0),
         **{name: value for name, value in trained.history.items() if not name.startswith("frame")},
         "scoring_images_per_second": round(scores.images_per_second),
         **limits,
@@ -77,20 +72,12 @@ def report(
     }
     if trained.logger is not None and rank_zero_only.rank == 0:
         _log(scores, trained, values, limits["threshold"])
-        _write_scores(trained.folder / SCORES, scores)
+        # image by image, for ROC curves and bootstrap intervals without the data
+        kept = {name: getattr(scores, name) for name in ("score", "label", "kind")}
+        with whole_file(trained.folder / SCORES) as part, part.open("wb") as file:
+            np.savez_compressed(file, **kept, kinds=np.array(scores.kinds), validation=scores.validation)
         write_json(trained.folder / RESULTS, result)
     return result
-
-
-def _write_scores(path: Path, scores: Scores) -> None:
-    """The scores image by image, for ROC curves and bootstrap intervals without the data; whole or not there."""
-    unfinished = path.with_name(path.name + ".part")
-    with unfinished.open("wb") as file:
-        names = np.array(scores.kinds)
-        np.savez_compressed(
-            file, score=scores.score, label=scores.label, kind=scores.kind, kinds=names, validation=scores.validation
-        )
-    unfinished.replace(path)
 
 
 def read_scores(path: Path, title: str, images_per_second: float) -> Scores:
@@ -150,8 +137,8 @@ def print_rows(title: str, kind, kinds: tuple[str, ...], named: dict[str, np.nda
 
 
 def write_table(path: Path, rows: list[dict]) -> None:
-    """A CSV file with a header, for tables that need many runs."""
-    with Path(path).open("w", newline="") as file:
+    """A CSV file with a header, for tables that need many runs; whole or not there."""
+    with whole_file(Path(path)) as part, part.open("w", newline="") as file:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
         writer.writerows(rows)
@@ -172,10 +159,9 @@ def read_results(folder: Path) -> dict:
 
 
 def write_json(path: Path, content: dict) -> None:
-    """Write JSON beside ``path`` and rename it, so that readers never see half of it."""
-    unfinished = path.with_name(path.name + ".part")
-    unfinished.write_text(json.dumps(content, indent=2, default=float) + "\n")
-    unfinished.replace(path)
+    """Write JSON; whole or not there."""
+    with whole_file(path) as part:
+        part.write_text(json.dumps(content, indent=2, default=float) + "\n")
 
 
 def spread(values: list[float]) -> str:

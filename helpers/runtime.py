@@ -1,4 +1,4 @@
-"""Where am I, and how big may I go: profile, seed, device, precision, paths."""
+"""Where am I, and how big may I go: profile, device, precision, paths."""
 
 import functools
 import os
@@ -6,8 +6,10 @@ import platform
 import random
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -28,9 +30,7 @@ class Run:
 
     notebook: str
     profile: str
-    seed: int
     device: torch.device
-    precision: str
     data_dir: Path
     logs_dir: Path
     version: Path | None = field(default=None)
@@ -52,8 +52,8 @@ class Run:
         return chosen
 
 
-def start(notebook: str, seed: int = 0, keep_on_drive: bool = False) -> Run:
-    """Seed everything, choose profile, device, precision and folders, and print them.
+def start(notebook: str, keep_on_drive: bool = False) -> Run:
+    """Seed everything with 0, choose profile, device and folders, and print them.
 
     notebook: the file name without its ending, e.g. ``"01_baseline_gan"``.
     keep_on_drive: on Colab, write logs and checkpoints to Google Drive, where they outlive a disconnect.
@@ -67,8 +67,8 @@ def start(notebook: str, seed: int = 0, keep_on_drive: bool = False) -> Run:
     device = best_device()
     profile = current_profile(device)
     data_mode(profile)
-    seed_everything(seed)
-    run = Run(notebook, profile, seed, device, best_precision(device), data_dir(), logs_dir(profile))
+    seed_everything(0)
+    run = Run(notebook, profile, device, data_dir(), logs_dir(profile))
     print(banner(run))
     return run
 
@@ -86,7 +86,7 @@ def tensorboard(run: Run) -> None:
         get_ipython().run_line_magic("load_ext", "tensorboard")
         get_ipython().run_line_magic("tensorboard", f"--logdir {run.logs_dir}")
     else:
-        print("In a terminal: make tensorboard   (or: tensorboard --logdir lightning_logs)")
+        print(f"In a terminal: make tensorboard   (or: tensorboard --logdir {show_path(run.logs_dir)})")
 
 
 def current_profile(device: torch.device | None = None) -> str:
@@ -154,13 +154,7 @@ def seed_everything(seed: int) -> None:
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the libraries that can change a number."""
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "missing"
-    return found
+    return {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
 
 
 def device_name(device: torch.device) -> str:
@@ -171,13 +165,27 @@ def device_name(device: torch.device) -> str:
 
 
 def peak_memory_mib(device: torch.device) -> float:
-    """Peak memory of this process in MiB: allocated on the GPU, or resident on the CPU."""
+    """Peak memory in MiB: allocated on the GPU since the last training began, or resident of this process on the CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2**20 if platform.system() == "Darwin" else peak / 2**10
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Yields a path beside ``path`` to write to; it takes that name at the end, and is removed if anything fails.
+
+    So readers never see half a file, and what was there before stays until the new one is whole.
+    """
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        yield unfinished
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 @functools.cache
@@ -200,9 +208,9 @@ def banner(run: Run) -> str:
     libraries = ", ".join(f"{name} {number}" for name, number in versions().items())
     return "\n".join(
         (
-            f"notebook   {run.notebook}, seed {run.seed}",
+            f"notebook   {run.notebook}",
             f"profile    {run.profile} ({why})",
-            f"device     {device_name(run.device)}, precision {run.precision}",
+            f"device     {device_name(run.device)}",
             f"data       {show_path(run.data_dir)}",
             f"logs       {show_path(run.logs_dir)}",
             f"versions   {libraries}",

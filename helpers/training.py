@@ -16,19 +16,18 @@ import pytorch_lightning as pl
 import torch
 import yaml
 from filelock import FileLock, Timeout  # comes with torch
-from pytorch_lightning.core.saving import save_hparams_to_yaml
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_only
 
 from helpers import runtime
-from helpers.callbacks import AtomicCheckpointIO, Keep, Record, TrainingError, Watch, check_finite
+from helpers.callbacks import LAST, AtomicCheckpointIO, Keep, Record, TrainingError, Watch, check_finite
 from helpers.data.loader import OneClassData
 from helpers.models import AdversarialModel, AnomalyModel, map_images, score_images
 
 # Lightning 2.6 with torch >= 2.13 warns, once per loader, about a class that Lightning itself uses
 warnings.filterwarnings("ignore", message=r".*LeafSpec.*is deprecated", module="pytorch_lightning")
 
-CHECKPOINT, LAST, RESULTS = "model.ckpt", "last.ckpt", "results.json"
+CHECKPOINT, RESULTS = "model.ckpt", "results.json"
 REFERENCE_VERSIONS = 5  # version_0 .. version_4 belong to the committed reference runs
 
 
@@ -64,6 +63,7 @@ def fit(
     resume: continue the newest unfinished version of this notebook with these settings, with
         optimisers, epoch, batch and random state; what is already trained is loaded.
     devices, strategy, num_nodes: as for Lightning's Trainer; under torchrun they follow its environment.
+        Processes that Lightning starts itself know one run: a script with several needs torchrun.
     watch_every, checkpoint_every: in batches.
     show: draw the reconstructions in the notebook too, not only in TensorBoard (repeated seeds need not).
 
@@ -84,6 +84,7 @@ def fit(
     }
     if model.hparams.epochs < 1:
         raise ValueError(f"epochs must be at least 1: got {model.hparams.epochs}")
+    _join_group()
     loader = data.train_dataloader()  # before anything is written: it refuses sizes that cannot be
     folder = _folder(run, label, settings, resume)
     if resume and (folder / CHECKPOINT).exists():
@@ -97,9 +98,12 @@ def fit(
     if isinstance(model, AdversarialModel) and several and strategy in ("auto", "ddp"):
         strategy = "ddp_find_unused_parameters_true"  # each of the two backward passes reaches half of the weights
     last = folder / LAST
-    if last.exists():
-        print(f"continuing {runtime.show_path(folder)} after batch {_batches_in(last)}")
-    logger = _Logger(folder, _batches_in(last))
+    behind = _batches_in(last)
+    if behind is not None:
+        print(f"continuing {runtime.show_path(folder)} after batch {behind}")
+    # TensorBoard hides what an interrupted process logged after its last checkpoint: all of it if there is none
+    begun = any(folder.glob("events.out.tfevents.*"))
+    logger = _Logger(folder, (behind or -1) + 1 if begun else None)
     record, watch = Record(data), Watch(data, every=watch_every, show=show)
     if model.large_convolutions:
         model.to(memory_format=torch.channels_last)
@@ -121,6 +125,8 @@ def fit(
         enable_model_summary=False,
         benchmark=True,
     )
+    if run.device.type == "cuda":  # else the peak would be that of an earlier training of this process
+        torch.cuda.reset_peak_memory_stats(run.device)
     trainer.fit(model, train_dataloaders=loader, ckpt_path=last if last.exists() else None, weights_only=True)
     model.to(run.device)  # Lightning moves it to the CPU when it tears down
     history = record.summary() | {
@@ -146,12 +152,12 @@ def fit(
 def load(model: AnomalyModel, run: runtime.Run, folder: Path) -> Trained:
     """Fill ``model`` with the weights of a finished version.  Nothing is trained or written.
 
-    Raises TrainingError if there is no checkpoint, or if it belongs to another model or other sizes.
+    Raises TrainingError if there is no checkpoint, if it is broken, or if it belongs to another model or other sizes.
     """
     path = Path(folder) / CHECKPOINT
     if not path.exists():
         raise TrainingError(f"no checkpoint at {runtime.show_path(path)}: train first, or name a finished version")
-    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    checkpoint = read_checkpoint(path)
     found, wanted = checkpoint.get("model_class", "unknown model"), type(model).__name__
     if found != wanted:
         raise TrainingError(f"{runtime.show_path(path)} holds a {found}, not a {wanted}")
@@ -163,6 +169,18 @@ def load(model: AnomalyModel, run: runtime.Run, folder: Path) -> Trained:
     model.on_load_checkpoint(checkpoint)
     model.to(run.device)
     return Trained(model, Path(folder), run, model.history)
+
+
+def read_checkpoint(path: Path) -> dict:
+    """The content of a checkpoint.  Raises TrainingError if it is cut short, or another file."""
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+        found["state_dict"].keys()
+        return found
+    except Exception as error:  # whatever a broken file makes pickle and zipfile raise
+        raise TrainingError(
+            f"{runtime.show_path(path)} is broken ({type(error).__name__}): train again, or bring it back from where it came"
+        ) from error
 
 
 @dataclass
@@ -219,12 +237,9 @@ def evaluate(model: AnomalyModel, data: OneClassData) -> Scores:
 class _Logger(TensorBoardLogger):
     """Writes straight into ``folder`` and stays open after training, for ``report``."""
 
-    def __init__(self, folder: Path, batches: int | None):
-        # TensorBoard then hides what an interrupted process logged after its last checkpoint
-        purge = None if batches is None else batches + 1
+    def __init__(self, folder: Path, purge: int | None):
         super().__init__(str(folder.parent), name="", version=folder.name, default_hp_metric=False, purge_step=purge)
 
-    @rank_zero_only
     def finalize(self, status: str) -> None:
         self.experiment.flush()
 
@@ -278,9 +293,16 @@ def _prepare(folder: Path, settings: dict, resume: bool) -> None:
             )
     else:
         folder.mkdir(parents=True, exist_ok=True)
-        unfinished = folder / "hparams.part.yaml"
-        save_hparams_to_yaml(unfinished, settings)
-        unfinished.replace(folder / "hparams.yaml")
+        with runtime.whole_file(folder / "hparams.yaml") as part:
+            part.write_text(yaml.safe_dump(settings))
+
+
+def _join_group() -> None:
+    """Make the group of torchrun's processes; Lightning then finds it made."""
+    if "TORCHELASTIC_RUN_ID" in os.environ and not torch.distributed.is_initialized():
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
 
 
 def _from_process_0(value: Path | None) -> Path:
@@ -292,14 +314,14 @@ def _from_process_0(value: Path | None) -> Path:
         if "AD_RUN_FOLDER" not in os.environ:
             raise ValueError("several processes, but not started by torchrun or by Lightning: use torchrun (README)")
         return Path(os.environ["AD_RUN_FOLDER"])
-    if not torch.distributed.is_initialized():
-        if torch.cuda.is_available():
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        # Lightning then finds the group made
-        torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     box = [value]
     torch.distributed.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def _numbered(logs_dir: Path) -> dict[int, Path]:
+    """{N: its folder} of every ``version_N``."""
+    return {int(path.name[8:]): path for path in logs_dir.glob("version_*") if path.name[8:].isdigit()}
 
 
 def _claim(logs_dir: Path) -> Path:
@@ -307,11 +329,7 @@ def _claim(logs_dir: Path) -> Path:
     named = os.environ.get("AD_VERSION")
     if named is not None and not named.isdigit():
         raise ValueError(f"AD_VERSION is the number of a version: got {named!r}")
-    if named is None:
-        taken = [int(path.name[8:]) for path in logs_dir.glob("version_*") if path.name[8:].isdigit()]
-        number = max([REFERENCE_VERSIONS - 1, *taken]) + 1
-    else:
-        number = int(named)
+    number = int(named or max([REFERENCE_VERSIONS - 1, *_numbered(logs_dir)]) + 1)
     folder = logs_dir / f"version_{number}"
     try:
         folder.mkdir(parents=True)
@@ -347,8 +365,7 @@ def _is_ours(version: Path) -> bool:
 
 def _unfinished(run: runtime.Run, label: str, settings: dict) -> Path | None:
     """The newest version without results whose training ``label`` has these settings."""
-    versions = [path for path in run.logs_dir.glob("version_*") if path.name[8:].isdigit()]
-    for version in sorted(versions, key=lambda path: int(path.name[8:]), reverse=True):
+    for _, version in sorted(_numbered(run.logs_dir).items(), reverse=True):
         if not (version / RESULTS).exists() and _hparams(version / label) == settings and _is_ours(version):
             return version
     return None

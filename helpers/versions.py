@@ -10,14 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import torch
 import yaml
 
 from helpers import metrics, runtime
 from helpers.models import AnomalyModel
 from helpers.plots import scalars
 from helpers.results import SCORES, read_scores, spread
-from helpers.training import CHECKPOINT, LAST, REFERENCE_VERSIONS, RESULTS, Scores, TrainingError, load
+from helpers.training import CHECKPOINT, LAST, REFERENCE_VERSIONS, RESULTS, Scores, TrainingError, load, read_checkpoint
 
 NAME = re.compile(r"version_(\d+)")
 EXPECTED = {  # of results.json, beside what is needed for a rank: data set, protocol and AUROC
@@ -71,12 +70,6 @@ class Version:
         protocol = re.sub(r"(?:^|, )\d+x\d+(?=,|$)", "", self.results["protocol"])
         limit = self.hparams.get("limit")
         return self.results["dataset"], protocol + (f", at most {limit} images of each label" if limit else "")
-
-    @property
-    def title(self) -> str:
-        """Short name of the method and of the version, for legends."""
-        model = self.hparams.get("model") or self.results.get("notebook") or "unknown model"
-        return f"{self.name} ({model})"
 
 
 def read_versions(course: Path, own: Path) -> list[Version]:
@@ -298,10 +291,7 @@ def rebuild(version: Version, run: runtime.Run, notebooks: Path) -> AnomalyModel
     page = notebooks / f"{version.hparams.get('notebook')}.ipynb"
     if not page.exists():
         raise TrainingError(f"{version.name} was made by a notebook that is not here: {page.stem}")
-    try:
-        name = torch.load(path, map_location="cpu", weights_only=True).get("model_class")
-    except Exception as error:  # whatever a broken file makes pickle and zipfile raise
-        raise TrainingError(f"{version.name}: {CHECKPOINT} is broken ({type(error).__name__})") from error
+    name = read_checkpoint(path).get("model_class")
     found = definitions(page).get(name)
     if found is None:
         raise TrainingError(f"{page.name} defines no {name}, which {version.name} holds")

@@ -41,7 +41,7 @@ def run(tmp_path, monkeypatch):
 
 def make_run(folder: Path, notebook: str = "01_baseline_gan") -> runtime.Run:
     """Another run with the same folders."""
-    return runtime.Run(notebook, "smoke", 0, torch.device("cpu"), "32-true", folder / "data", folder / "logs")
+    return runtime.Run(notebook, "smoke", torch.device("cpu"), folder / "data", folder / "logs")
 
 
 @pytest.fixture

@@ -50,6 +50,12 @@ def test_alone_in_an_empty_folder_it_fetches_the_course(tmp_path, clone):
         assert [path.name for path in folder.iterdir()] == [fetched.name]
 
 
+def test_an_owner_may_be_called_name(monkeypatch):
+    monkeypatch.setattr(notebooks, "address", lambda: "https://github.com/NAMELESS/course")
+    assert 'REPOSITORY = "https://github.com/NAMELESS/course"' in notebooks.set_up_cell()
+    assert 'fetched = here / "course"' in notebooks.set_up_cell()
+
+
 def test_inside_the_course_it_fetches_nothing(tmp_path):
     result = run_cell(ROOT / "notebooks", tmp_path / "nowhere")
     assert result.returncode == 0, result.stderr

@@ -187,14 +187,14 @@ def test_the_report_holds_pixel_metrics_of_the_marked_images_and_the_pixel_thres
     assert all(0 <= value <= 1 for value in stored["metrics"].values())
 
 
-def test_the_pixel_percentile_is_the_one_asked_for(parts, run):
+def test_the_percentile_asked_for_is_that_of_the_images(parts, run):
     data = parts()
     trained = fit(Darkness(epochs=1), data, run, show=False)
     scores = evaluate(trained.model, data)
-    found = report(scores, trained, percentile=50, pixel_percentile=90)
-    assert found["pixel_threshold"] == metrics.threshold(scores.validation_maps.ravel(), 90)
+    found = report(scores, trained, percentile=50)
+    assert found["pixel_threshold"] == metrics.threshold(scores.validation_maps.ravel(), PIXEL_PERCENTILE)
     assert found["threshold"] == metrics.threshold(scores.validation, 50)
-    assert (found["threshold_percentile"], found["pixel_threshold_percentile"]) == (50, 90)
+    assert (found["threshold_percentile"], found["pixel_threshold_percentile"]) == (50, PIXEL_PERCENTILE)
 
 
 @pytest.mark.parametrize("masks", ["none at all", "none of a defect"])
@@ -215,7 +215,7 @@ def test_where_no_masks_exist_the_report_says_nothing_of_pixels(parts, run, mask
 
 def test_measure_prints_the_pixel_metrics_and_where_both_thresholds_come_from(parts, capsys):
     scores = evaluate(Darkness(), parts())
-    values, limit = measure(scores, percentile=95, pixel_percentile=99.5)
+    values, limit = measure(scores, percentile=95)
     said = capsys.readouterr().out
     assert "parts: one-class: 5 normal and 6 anomalous test images" in said
     assert "pixels of the 10 images whose defects are marked" in said
@@ -224,7 +224,7 @@ def test_measure_prints_the_pixel_metrics_and_where_both_thresholds_come_from(pa
         assert f"{values[name]:.4f}" in line
         assert ("flatters" in line) == (name == "pixel_best_f1_on_test")
     assert "95th percentile of 4 held-out normal images" in said
-    assert "99.5th percentile of pixels of 4 held-out normal images" in said
+    assert "99.9th percentile of pixels of 4 held-out normal images" in said
     assert limit == metrics.threshold(scores.validation, 95)
 
 

@@ -95,6 +95,27 @@ def test_reconstructions(channels, count):
     assert len(drawn_images(figure)) == 3 * count
 
 
+class Elsewhere(torch.Tensor):
+    """Stands for a tensor on a GPU: brought to the CPU by ``cpu()``, and no operand beside a tensor that is there."""
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        if function is torch.Tensor.cpu:
+            return args[0].as_subclass(torch.Tensor)
+        if function is not torch.Tensor.as_subclass and any(type(value) is torch.Tensor for value in args):
+            raise RuntimeError("Expected all tensors to be on the same device")
+        return super().__torch_function__(function, types, args, kwargs or {})
+
+
+@pytest.mark.parametrize("moved", [0, 1], ids=["inputs", "outputs"])
+def test_reconstructions_of_images_on_two_devices(moved):
+    pictures = [images(3), images(3)]
+    pictures[moved] = pictures[moved].as_subclass(Elsewhere)
+    with pytest.raises(RuntimeError, match="same device"):
+        images(3).as_subclass(Elsewhere).float() - images(3)
+    assert "0.000" in texts(plots.reconstructions(*pictures, torch.arange(3) % 2, TITLE))
+
+
 def test_reconstructions_show_the_error_in_the_units_of_the_loss():
     black, white = torch.zeros(2, 1, 8, 8, dtype=torch.uint8), torch.full((2, 1, 8, 8), 255, dtype=torch.uint8)
     figure = plots.reconstructions(torch.cat([black[:1], white[:1]]), black, torch.tensor([0, 1]), TITLE)

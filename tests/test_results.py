@@ -115,6 +115,14 @@ def test_a_table_comes_back_as_it_was_written(tmp_path):
     assert read_table(tmp_path / "table.csv") == [{"idea": "one, two", "auroc": "0.5"}, {"idea": "three", "auroc": "1"}]
 
 
+def test_a_table_is_whole_or_not_there(tmp_path):
+    write_table(tmp_path / "table.csv", [{"a": 1}, {"a": 2}])
+    with pytest.raises(ValueError, match="fields not in"):
+        write_table(tmp_path / "table.csv", [{"a": 3}, {"b": 4}])  # stops after the first row
+    assert read_table(tmp_path / "table.csv") == [{"a": "1"}, {"a": "2"}]
+    assert [path.name for path in tmp_path.iterdir()] == ["table.csv"]
+
+
 def test_latents_reach_the_projector_with_names_and_thumbnails(reported, data):
     trained, _, _ = reported
     images = data.test.images[:6]

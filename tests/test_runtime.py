@@ -36,7 +36,7 @@ def test_smoke_uses_samples_and_a_temporary_log_folder(monkeypatch):
 
 
 def test_settings_replace_only_what_exists():
-    run = runtime.Run("x", "quick", 0, torch.device("cpu"), "32-true", ROOT, ROOT)
+    run = runtime.Run("x", "quick", torch.device("cpu"), ROOT, ROOT)
     assert run.settings({"a": 1, "b": 2}, quick={"b": 3}, smoke={}) == {"a": 1, "b": 3}
     with pytest.raises(ValueError, match="smoke.*'c'"):
         run.settings({"a": 1}, quick={}, smoke={"c": 1})
@@ -63,11 +63,14 @@ def test_bf16_only_where_the_gpu_has_it(monkeypatch, native, precision):
 def test_banner_names_no_machine_path(capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("AD_LOGS_DIR", str(tmp_path))
     monkeypatch.setenv("AD_PROFILE", "quick")
-    runtime.start("01_baseline_gan", seed=3)
+    run = runtime.start("01_baseline_gan")
     said = capsys.readouterr().out
-    assert "01_baseline_gan, seed 3" in said
+    assert "01_baseline_gan\n" in said
+    assert "seed" not in said and "precision" not in said, "a model's settings and its training choose them"
     assert str(ROOT) not in said
     assert str(tmp_path.parent) not in said
+    runtime.tensorboard(run)
+    assert f"--logdir .../{tmp_path.name})" in capsys.readouterr().out
 
 
 def test_modules_import_only_what_they_use():

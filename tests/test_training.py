@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from helpers import callbacks
 from helpers.callbacks import TrainingError
@@ -58,6 +59,20 @@ def test_resume_continues_even_if_nothing_was_saved_yet(run, data, baseline):
         fit(model, data, run)
     again = make_run(run.logs_dir.parent)
     assert fit(baseline(), data, again, resume=True).folder == run.version
+
+
+def test_what_was_logged_before_the_first_checkpoint_is_hidden_by_a_resume(run, data, baseline):
+    model = baseline(epochs=3)
+    losses, batch = model.generator_losses, iter(range(100))
+    model.generator_losses = lambda *args: os._exit if next(batch) == 20 else losses(*args)  # cannot be summed
+    with pytest.raises(AttributeError):
+        fit(model, data, run)
+    assert not (run.version / "last.ckpt").exists()
+    trained = fit(baseline(epochs=3), data, make_run(run.logs_dir.parent), resume=True)
+    assert trained.folder == run.version and len(list(trained.folder.glob("events.*"))) == 2
+    found = EventAccumulator(str(trained.folder))
+    found.Reload()
+    assert [event.step for event in found.Scalars("loss/reconstruction")] == [8, 16, 24]
 
 
 def test_a_finished_training_is_loaded_and_reported_runs_are_left_alone(run, data, baseline):
@@ -150,6 +165,13 @@ def test_checkpoint_of_another_model_or_size(run, data, baseline):
         load(baseline(), run, trained.folder)
     with pytest.raises(TrainingError, match="no checkpoint"):
         load(baseline(), run, run.logs_dir / "version_77")
+    for damaged in (path.read_bytes()[:-500], b"<html>", b""):
+        path.write_bytes(damaged)
+        with pytest.raises(TrainingError, match="model.ckpt is broken .*train again"):
+            load(baseline(), run, trained.folder)
+    torch.save([1, 2], path)
+    with pytest.raises(TrainingError, match="is broken"):
+        load(baseline(), run, trained.folder)
 
 
 def test_loading_gives_the_same_scores_and_history(run, data, baseline):
@@ -210,6 +232,7 @@ def test_two_processes_train_and_score_each_image_once(tmp_path, kind):
     assert process.stdout.count("in a group at the end: False") == 2, "a group that is not left can abort the process"
     first, second = (torch.load(tmp_path / f"rank_{rank}.pt", weights_only=True) for rank in (0, 1))
     assert first["devices"] == second["devices"] == 2
+    assert first["frames"] == second["frames"] == 2, "a notebook draws the film in every process"
     assert first["folder"] == second["folder"]
     assert [path.name for path in (tmp_path / "logs").iterdir()] == ["version_5"], "one version, not one a process"
     assert torch.equal(first["score"], second["score"])
@@ -260,7 +283,7 @@ def test_a_version_that_another_process_trains_is_not_resumed(run, data, baselin
         "from pathlib import Path; from helpers import training\n"
         f"version = Path({str(mine)!r})\n"
         "settings = training._hparams(version)\n"
-        f"run = training.runtime.Run('01_baseline_gan', 'smoke', 0, None, '', None, version.parent)\n"
+        f"run = training.runtime.Run('01_baseline_gan', 'smoke', None, None, version.parent)\n"
         "print(training._unfinished(run, '', settings))\n"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

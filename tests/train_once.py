@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 
 # registered before the helpers, so called after whatever they do at the end
-atexit.register(lambda: print("in a group at the end:", torch.distributed.is_initialized(), flush=True))
+# in one piece, since two processes write into one pipe
+atexit.register(lambda: print(f"in a group at the end: {torch.distributed.is_initialized()}\n", end="", flush=True))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from helpers.data.fashion_mnist import FashionMNISTOneClass  # noqa: E402
@@ -54,5 +55,6 @@ if __name__ == "__main__":
             "score": torch.from_numpy(scores.score),
             "folder": str(trained.folder),
             "devices": trained.history["devices"],
+            "frames": len(trained.history["frames"]),
         }
         torch.save(found, folder / f"rank_{torch.distributed.get_rank()}.pt")

@@ -59,7 +59,7 @@ def trains(path: Path) -> bool:
 
 def set_up_cell() -> str:
     """The source of the set-up cell for the present address."""
-    return SET_UP.replace("ADDRESS", address()).replace("NAME", address().rsplit("/", 1)[1])
+    return SET_UP.replace("NAME", address().rsplit("/", 1)[1]).replace("ADDRESS", address())
 
 
 def badge(name: str) -> str:
@@ -76,12 +76,10 @@ def refresh() -> None:
         book = json.loads(path.read_text())
         for cell in book["cells"]:
             source = "".join(cell["source"])
-            if cell["cell_type"] == "code" and source.startswith((MARK, "BOOTSTRAP")):
+            if cell["cell_type"] == "code" and source.startswith(MARK):
                 cell["source"] = set_up_cell().splitlines(keepends=True)
-            elif cell["cell_type"] == "markdown" and ("BADGE" in source or BADGE_PATTERN.search(source)):
-                source = BADGE_PATTERN.sub(
-                    lambda found: badge(found.group(1)), source.replace("BADGE", badge(path.name))
-                )
+            elif cell["cell_type"] == "markdown" and BADGE_PATTERN.search(source):
+                source = BADGE_PATTERN.sub(lambda found: badge(found.group(1)), source)
                 cell["source"] = source.splitlines(keepends=True)
         path.write_text(json.dumps(book, indent=1, ensure_ascii=False) + "\n")
     readme = ROOT / "README.md"

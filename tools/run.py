@@ -7,7 +7,6 @@ python tools/run.py --reference [01 ...]   full training into version_0 .. versi
 import argparse
 import base64
 import io
-import json
 import os
 import sys
 import tempfile
@@ -26,7 +25,7 @@ sys.path.insert(0, str(ROOT))
 
 from helpers import runtime  # noqa: E402
 from helpers.plots import ANOMALOUS, NORMAL  # noqa: E402
-from helpers.results import spread  # noqa: E402
+from helpers.versions import markdown, read_version, row  # noqa: E402
 from tools.notebooks import notebooks, trains  # noqa: E402
 
 
@@ -48,12 +47,12 @@ def main() -> int:
     if profile == "smoke":
         os.environ.setdefault("AD_LOGS_DIR", str(folder / "lightning_logs"))
     logs = runtime.logs_dir(profile)
-    failed, table = 0, []
+    failed, written = 0, []
     for path in chosen:
         before = results(logs)
         failed |= execute(path, folder / path.name)
-        table += [table_row(found, logs) for found, _ in sorted(results(logs).items() - before.items())]
-    text = "\n".join(["| version | notebook | data and protocol | AUROC | training |", "|---|---|---|---|---|", *table])
+        written += [found for found, _ in sorted(results(logs).items() - before.items())]
+    text = table(written, logs)
     (folder / "results.md").write_text(text + "\n")
     print(f"\n{text}\n\nexecuted notebooks and results.md: {folder}")
     return failed
@@ -165,7 +164,7 @@ def _train_again(path: Path) -> int:
         print(f"outputs up to the failure: {unfinished}; {path.name} and {version.name} are as they were")
     else:
         unfinished.replace(path)
-        print("\n".join(table_row(found, logs) for found in sorted(results(version))))
+        print(table(sorted(results(version)), logs))
     return failed
 
 
@@ -174,13 +173,11 @@ def results(folder: Path) -> dict[Path, float]:
     return {path: path.stat().st_mtime for path in folder.rglob("results.json")}
 
 
-def table_row(path: Path, logs: Path) -> str:
-    """One Markdown row for a results.json."""
-    result = json.loads(path.read_text())
-    auroc = spread(result["seeds"].get("auroc") or [result["metrics"]["auroc"]])
-    name = path.parent.relative_to(logs).as_posix()
-    cost = f"{result['epochs']} epochs, {result['train_seconds']:.0f} s, {result['device']}"
-    return f"| {name} | {result['notebook']} | {result['dataset']}: {result['protocol']} | {auroc} | {cost} |"
+def table(written: list[Path], logs: Path) -> str:
+    """The versions of these results.json as a Markdown table."""
+    found = [read_version(path.parent, path.parent.relative_to(logs).as_posix()) for path in written]
+    rows = [{"data and protocol": ": ".join(version.task)} | row(version) for version in found if version.results]
+    return markdown(rows) if rows else "no new results"
 
 
 if __name__ == "__main__":

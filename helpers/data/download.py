@@ -1,16 +1,17 @@
 """Files from mirrors: resumed after a break, checked before they count, never half there."""
 
-import os
 import hashlib
 import http.client
 import lzma
+import os
 import shutil
 import tarfile
 import tempfile
 import urllib.error
 import urllib.request
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock  # comes with torch
@@ -28,7 +29,7 @@ class DamagedFile(DataError):
 
 def checksum_of(path: Path, algorithm: str) -> str:
     """``md5`` or ``sha256`` of a file in hex digits, read in chunks."""
-    with open(path, "rb") as file:
+    with path.open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.new(algorithm, usedforsecurity=False)).hexdigest()
 
 
@@ -61,9 +62,15 @@ def make_folder(folder: Path) -> Path:
     return folder
 
 
-def download(
-    urls: Sequence[str], path: Path, checksum: str | None, timeout: float = 20.0, progress: bool = True
-) -> Path:
+@contextmanager
+def one_at_a_time(path: Path) -> Iterator[None]:
+    """Several processes of one training may want the same file or folder: one makes it, the others then find it."""
+    name = hashlib.md5(str(path).encode(), usedforsecurity=False).hexdigest()
+    with FileLock(Path(tempfile.gettempdir()) / f"anomaly-download-{os.getuid()}-{name}.lock"):
+        yield
+
+
+def download(urls: Sequence[str], path: Path, checksum: str | None, timeout: float = 20.0) -> Path:
     """Fetch ``path`` from the first of ``urls`` that delivers it whole.
 
     Bytes go to ``path.part``, which a later call resumes with an HTTP Range request; the name
@@ -73,28 +80,26 @@ def download(
     Raises DataError, with each mirror's reason and how to place the file by hand.
     """
     make_folder(path.parent)
-    name = hashlib.md5(str(path).encode(), usedforsecurity=False).hexdigest()
-    # several processes of one training may want the same file: one fetches, the others then find it
-    with FileLock(Path(tempfile.gettempdir()) / f"anomaly-download-{os.getuid()}-{name}.lock"):
+    with one_at_a_time(path):
         if not path.exists():
-            _from_mirrors(urls, path, checksum, timeout, progress)
+            _from_mirrors(urls, path, checksum, timeout)
     return path
 
 
-def _from_mirrors(urls: Sequence[str], path: Path, checksum: str | None, timeout: float, progress: bool) -> None:
+def _from_mirrors(urls: Sequence[str], path: Path, checksum: str | None, timeout: float) -> None:
     part = path.with_name(path.name + ".part")
     reasons = []
     for url in urls:
         resumed = part.exists()
         try:
-            _fetch(url, part, timeout, progress)
+            _fetch(url, part, timeout)
             try:
                 verify(part, checksum)
             except DamagedFile:
                 if not resumed:
                     raise
                 part.unlink()  # what was there before may be the fault: once more, whole
-                _fetch(url, part, timeout, progress)
+                _fetch(url, part, timeout)
                 verify(part, checksum)
         except DataError as error:
             reasons.append(f"  {url}: {error}")
@@ -106,12 +111,17 @@ def _from_mirrors(urls: Sequence[str], path: Path, checksum: str | None, timeout
             part.replace(path)
             return
     raise DataError(
-        f"could not download {path.name}:\n" + "\n".join(reasons) + f"\nFetch it by hand and put it at {path}" + (f" (checksum {checksum})." if checksum else ".")
+        f"could not download {path.name}:\n"
+        + "\n".join(reasons)
+        + f"\nFetch it by hand and put it at {path}"
+        + (f" (checksum {checksum})." if checksum else ".")
     )
 
 
-def _fetch(url: str, part: Path, timeout: float, progress: bool) -> None:
+def _fetch(url: str, part: Path, timeout: float) -> None:
     """Append what is missing of ``url`` to ``part``; ConnectionError if the server stops early."""
+    from tqdm.auto import tqdm  # costs time, and only a download needs it
+
     have = part.stat().st_size if part.exists() else 0
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     try:
@@ -125,7 +135,8 @@ def _fetch(url: str, part: Path, timeout: float, progress: bool) -> None:
             have = 0
         length = answer.headers.get("Content-Length")
         total = have + int(length) if length else None
-        with open(part, "ab" if have else "wb") as file, _bar(part, have, total, progress) as bar:
+        bar = tqdm(desc=part.stem, initial=have, total=total, unit="B", unit_scale=True)
+        with part.open("ab" if have else "wb") as file, bar:
             while chunk := answer.read1(CHUNK):  # what came before a stall is kept
                 file.write(chunk)
                 bar.update(len(chunk))
@@ -146,17 +157,13 @@ def unpack(archive: Path, inner: str, target: Path) -> None:
             tar.extractall(unfinished, (member for member in tar if member.name.startswith(f"{inner}/")), filter="data")
         (unfinished / inner).replace(target)
     except (tarfile.TarError, lzma.LZMAError, EOFError, FileNotFoundError, zlib.error) as error:
-        archive.unlink()
+        archive.unlink(missing_ok=True)
         raise DamagedFile(
             f"{archive.name} is damaged, or holds no folder {inner} ({error}): it was removed, run again to fetch it anew"
         ) from error
     except OSError as error:
-        raise DataError(f"could not unpack {archive.name} to {target} ({error.strerror}): make room, then run again") from error
+        raise DataError(
+            f"could not unpack {archive.name} to {target} ({error.strerror}): make room, then run again"
+        ) from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
-
-
-def _bar(part: Path, have: int, total: int | None, progress: bool):
-    from tqdm.auto import tqdm  # costs time, and only a download needs it
-
-    return tqdm(desc=part.stem, initial=have, total=total, unit="B", unit_scale=True, disable=not progress)

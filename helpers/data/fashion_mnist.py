@@ -1,7 +1,6 @@
 """Fashion-MNIST and MNIST with one class normal and the nine others anomalous, or the other way round."""
 
 import gzip
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from torchvision import datasets
 from helpers.data import samples
 from helpers.data.download import download, make_folder, verify
 from helpers.data.loader import Augment, OneClassData, Split
-from helpers.runtime import Run, show_path
+from helpers.runtime import Run, show_path, whole_file
 
 CLASSES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 # file: (MD5 of the .gz, bytes once unpacked)
@@ -102,7 +101,9 @@ class FashionMNISTOneClass(OneClassData):
         if rare_class not in (None, *normal_classes):
             raise ValueError(f"rare_class must be normal: {self.source.classes[rare_class]} is anomalous here")
         if size < 28 or size % 2:
-            raise ValueError(f"images have 28 x 28 pixels and get a black border: size must be even and at least 28, not {size}")
+            raise ValueError(
+                f"images have 28 x 28 pixels and get a black border: size must be even and at least 28, not {size}"
+            )
         if not 0 < rare_share <= 1:
             raise ValueError(f"rare_share is the share of the rare class that is kept, in (0, 1]: got {rare_share}")
         if not 0 <= anomaly_fraction < 1:
@@ -113,13 +114,19 @@ class FashionMNISTOneClass(OneClassData):
             raise ValueError(f"held_out is the share of normal images kept for thresholds, in (0, 1): got {held_out}")
         anomalies_per_batch = max(1, round(anomaly_fraction * batch_size)) if anomaly_fraction else 0
         if anomalies_per_batch >= batch_size:
-            raise ValueError(f"a batch of {batch_size} with {anomaly_fraction:.0%} anomalies has no place for a normal image")
+            raise ValueError(
+                f"a batch of {batch_size} with {anomaly_fraction:.0%} anomalies has no place for a normal image"
+            )
         super().__init__(run.device, batch_size, anomalies_per_batch, seed, augment, images_per_epoch)
         root, self.is_sample = fashion_mnist_root(run, self.source)
         self.kinds = MNIST.classes if self.is_sample else self.source.classes
         self.dataset = "SAMPLE DATA (handwritten digits)" if self.is_sample else self.source.name
         labels = f"{100 * anomaly_fraction:g}% labelled anomalies" if anomaly_fraction else "one-class (no labels)"
-        normal_is = f"{self.kinds[normal_class]} normal" if anomalous_class is None else f"{self.kinds[anomalous_class]} anomalous"
+        normal_is = (
+            f"{self.kinds[normal_class]} normal"
+            if anomalous_class is None
+            else f"{self.kinds[anomalous_class]} anomalous"
+        )
         self.protocol = f"{normal_is}, {labels}"
 
         def labels_of(kind: torch.Tensor) -> torch.Tensor:
@@ -192,13 +199,8 @@ def _unpack(packed: Path, again: bool = False) -> None:
     if target.exists() and not again:
         return
     make_folder(packed.parent)
-    unfinished = target.with_name(f"{target.name}.{os.getpid()}.part")
-    try:
-        with gzip.open(packed, "rb") as source, open(unfinished, "wb") as sink:
-            shutil.copyfileobj(source, sink, 1 << 20)
-        unfinished.replace(target)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with whole_file(target) as unfinished, gzip.open(packed, "rb") as source, unfinished.open("wb") as sink:
+        shutil.copyfileobj(source, sink, 1 << 20)
 
 
 def _read(source: Source, root: Path, size: int, train: bool) -> tuple[torch.Tensor, torch.Tensor]:

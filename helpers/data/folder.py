@@ -13,7 +13,7 @@ from torch import Tensor
 from helpers.data.defects import paint
 from helpers.data.download import DataError
 from helpers.data.images import list_images, read_images
-from helpers.data.loader import Augment, OneClassData, Split
+from helpers.data.loader import Augment, OneClassData, Split, good_and_painted
 from helpers.data.samples import keycaps, sample_folder
 from helpers.runtime import Run, say_once, show_path
 
@@ -77,7 +77,7 @@ class Folder(OneClassData):
             if limit is not None:
                 self.test = self.test.first_of_each(limit)
             tested = ", ".join(self.kinds[1:])
-        self.train = _split(good[rest[:limit]], label=0)
+        self.train = _rows([good[rest[:limit]]])
         self.protocol = f"one-class (no labels), tested on {tested}"
         self.kinds = (*self.kinds, "painted")
         self.validation = _with_painted(held[:limit], len(self.kinds) - 1, seed)
@@ -96,9 +96,7 @@ def stress_card(golden: Tensor, other: Tensor, seed: int = 0) -> Split:
     moved = torch.stack(
         [_moved(image, int(turn)) for turn, image in zip(random.integers(4, size=len(golden)), golden, strict=True)]
     )
-    rows = (golden, darker, handmade, moved, other[: len(golden)])
-    kind = torch.repeat_interleave(torch.arange(len(rows)), torch.tensor([len(row) for row in rows]))
-    return Split(torch.cat(rows), (kind > 0).long(), kind)
+    return _rows((golden, darker, handmade, moved, other[: len(golden)]))
 
 
 def _painted(image: Tensor, random: np.random.Generator) -> tuple[Tensor, Tensor]:
@@ -121,17 +119,13 @@ def _moved(image: Tensor, turn: int) -> Tensor:
 def _with_painted(good: Tensor, kind: int, seed: int) -> Split:
     """Good images, then the same with painted defects and their masks."""
     random = np.random.default_rng(seed)
-    painted, masks = zip(*(_painted(image, random) for image in good), strict=True)
-    label = torch.arange(2).repeat_interleave(len(good))
-    mask = torch.cat([torch.zeros(len(good), *good.shape[-2:], dtype=torch.bool), torch.stack(masks)])
-    return Split(
-        torch.cat([good, torch.stack(painted)]), label, label * kind, mask, torch.ones(len(label), dtype=torch.bool)
-    )
+    return good_and_painted(good, [(*_painted(image, random), kind) for image in good])
 
 
-def _split(images: Tensor, label: int, kind: int = 0) -> Split:
-    values = torch.full((len(images),), label)
-    return Split(images, values, torch.full_like(values, kind))
+def _rows(rows: Sequence[Tensor]) -> Split:
+    """Images of kind 0, which are normal, of kind 1, 2 ..."""
+    kind = torch.repeat_interleave(torch.arange(len(rows)), torch.tensor([len(row) for row in rows]))
+    return Split(torch.cat(list(rows)), (kind > 0).long(), kind)
 
 
 def _good_images(path: Path, size: int, grey: bool, cache: Path) -> Tensor:
@@ -195,12 +189,8 @@ def _by_kind(folder: Path, size: int, grey: bool, cache: Path) -> tuple[Split, t
             f"the test folder {folder} needs one sub-folder named {', '.join(NORMAL_NAMES[:-1])} or {NORMAL_NAMES[-1]}, and one for each kind of "
             f"defect: found {', '.join(path.name for path in found) or 'none'}"
         )
-    parts = []
-    for place, path in enumerate([*normal, *kinds]):
-        images = read_images(list_images(path, nested=True), size, grey, cache)
-        parts.append(_split(images, int(place > 0), place))
-    images, label, kind = (torch.cat([getattr(part, name) for part in parts]) for name in ("images", "label", "kind"))
-    return Split(images, label, kind), (normal[0].name, *(path.name for path in kinds))
+    rows = [read_images(list_images(path, nested=True), size, grey, cache) for path in (*normal, *kinds)]
+    return _rows(rows), (normal[0].name, *(path.name for path in kinds))
 
 
 def _name(path: Path) -> str:

@@ -15,7 +15,7 @@ from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
 from helpers.data.download import DamagedFile, DataError
-from helpers.runtime import say_once, show_path
+from helpers.runtime import say_once, show_path, whole_file
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 CONVERTED = {"1": "black and white", "L": "grey", "P": "palette", "CMYK": "CMYK", "LA": "alpha", "RGBA": "alpha"}
@@ -134,7 +134,7 @@ def _tell_conversions(modes: Counter, grey: bool, folder: Path) -> None:
     for mode, count in modes.items():
         if mode != "RGB" and not (grey and mode == "L"):
             odd[CONVERTED.get(mode, mode)] += count
-    if odd and not (set(modes) == {"L"}):
+    if odd and set(modes) != {"L"}:
         names = ", ".join(f"{count} {name}" for name, count in odd.items())
         say_once(f"{show_path(folder)}: of {modes.total()} images converted to {'grey' if grey else 'colour'}: {names}")
 
@@ -152,14 +152,11 @@ def _cache_file(paths: Sequence[Path], size: int, grey: bool, cache: Path | None
 
 
 def _store(images: Tensor, path: Path) -> None:
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(images, unfinished)
-        unfinished.replace(path)
+        with whole_file(path) as unfinished:
+            torch.save(images, unfinished)
     except (OSError, RuntimeError):  # RuntimeError: what torch says of a full disk
-        with suppress(OSError):
-            unfinished.unlink(missing_ok=True)
         return
     for old in path.parent.glob(f"{path.name.split('-')[0]}-*.pt"):  # of the same folder before it changed
         if old != path:

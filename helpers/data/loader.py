@@ -2,15 +2,14 @@
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import pytorch_lightning as pl
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 SCORING_VALUES = 2_000_000  # of the images scored at once, so that memory does not grow with the images
 SCORING_BATCH = 500
@@ -55,6 +54,15 @@ class Split:
         rank = {index: place for indices in by_kind.values() for place, index in enumerate(indices)}
         spread = sorted(anomalous, key=lambda index: (rank[index], int(self.kind[index])))
         return self.pick(torch.tensor(order + spread[:count], dtype=torch.long))
+
+
+def good_and_painted(good: Tensor, painted: Sequence[tuple[Tensor, Tensor, int]]) -> Split:
+    """Good images (N, C, H, W), then painted ones, each (image, mask of the defect, kind)."""
+    images, masks, kinds = zip(*painted, strict=True)
+    kind = torch.tensor([0] * len(good) + list(kinds))
+    mask = torch.cat([torch.zeros(len(good), *good.shape[2:], dtype=torch.bool), torch.stack(masks)])
+    has_mask = torch.ones(len(kind), dtype=torch.bool)
+    return Split(torch.cat([good, torch.stack(images)]), (kind > 0).long(), kind, mask, has_mask)
 
 
 def to_float(images: Tensor, device: torch.device | None = None) -> Tensor:
@@ -125,6 +133,13 @@ def free_memory(device: torch.device) -> int:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
 
 
+def rank_and_world() -> tuple[int, int]:
+    """The number of this process, and how many train together: (0, 1) if it is alone."""
+    if not torch.distributed.is_initialized():
+        return 0, 1
+    return torch.distributed.get_rank(), torch.distributed.get_world_size()
+
+
 class Batches:
     """Training batches ``(normal, anomalous)``, each (n, C, H, W) float in [-1, 1] on ``device``.
 
@@ -154,13 +169,8 @@ class Batches:
         self.normals, self.anomalies = normals, anomalies
         if anomalies and not len(self.anomalous_index):
             raise ValueError(f"each batch is to hold {anomalies} anomalous images, but the training set has none")
-        world = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
         self.images_per_epoch = images_per_epoch or len(self.normal_index)
-        if self.images_per_epoch < normals * world or not len(self.normal_index):
-            raise ValueError(
-                f"a batch of {normals} normal images is larger than the training set "
-                f"({len(self.normal_index)} normal images, {self.images_per_epoch} an epoch)"
-            )
+        len(self)  # refuses sizes that cannot be
         self.device, self.seed, self.augment, self.workers = device, seed, augment, workers
         self.resident = split.images.nbytes <= free_memory(device) / 2
         self.images = split.images.to(device) if self.resident else split.images
@@ -168,8 +178,14 @@ class Batches:
         self._epoch = self._next = 0
 
     def __len__(self) -> int:
-        world = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
-        return self.images_per_epoch // (self.normals * world)
+        _, world = rank_and_world()
+        count = self.images_per_epoch // (self.normals * world)
+        if not count or not len(self.normal_index):  # here, since processes may join after the batches were made
+            raise ValueError(
+                f"a batch of {self.normals} normal images{f' for each of {world} processes' if world > 1 else ''} is larger "
+                f"than the training set ({len(self.normal_index)} normal images, {self.images_per_epoch} an epoch)"
+            )
+        return count
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the permutation; called before each epoch."""
@@ -197,12 +213,15 @@ class Batches:
         pin = self.device.type == "cuda"
         # its own generator: seeding the workers must not move the global random state, which a resume restores
         own = torch.Generator()
-        return iter(DataLoader(_Rows(self.images), sampler=picks, batch_size=None, num_workers=self.workers, pin_memory=pin, generator=own))
+        return iter(
+            DataLoader(
+                self.images, sampler=picks, batch_size=None, num_workers=self.workers, pin_memory=pin, generator=own
+            )
+        )
 
     def _picks(self) -> Tensor:
         """(batches, batch size) indices of this process for the current epoch, where the images are."""
-        rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
-        world = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+        rank, world = rank_and_world()
         total = len(self) * world
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self._epoch)
         parts = [_stream(self.normal_index, total * self.normals, generator).view(total, self.normals)]
@@ -217,17 +236,7 @@ def _stream(index: Tensor, count: int, generator: torch.Generator) -> Tensor:
     return torch.cat(rounds)[:count]
 
 
-class _Rows(Dataset):
-    """A batch of rows by index, for the DataLoader of a set that does not fit on the device."""
-
-    def __init__(self, images: Tensor):
-        self.images = images
-
-    def __getitem__(self, pick: Tensor) -> Tensor:
-        return self.images[pick]
-
-
-class OneClassData(pl.LightningDataModule):
+class OneClassData:
     """Splits, batches and names of one data set; each data set is a subclass that fills the splits.
 
     train, validation, test: Split.  Validation is held out of the training images: its normal ones
@@ -252,7 +261,6 @@ class OneClassData(pl.LightningDataModule):
         augment: Augment | None = None,
         images_per_epoch: int | None = None,
     ):
-        super().__init__()
         self.device, self.seed, self.images_per_epoch = device, seed, images_per_epoch
         self.normals_per_batch, self.anomalies_per_batch = batch_size - anomalies_per_batch, anomalies_per_batch
         self.augment = augment or Augment()
@@ -280,7 +288,7 @@ class OneClassData(pl.LightningDataModule):
         As they are, too, since a rotated image is a little smoother than a photograph.
         """
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
+            torch.default_generator.manual_seed(self.seed)  # torch.manual_seed would reseed the GPUs too, for good
             copies = [to_uint8(self.augment(to_float(split.images.cpu()))) for _ in range(count - 1)]
         return Split(torch.cat([split.images.cpu(), *copies]), split.label.repeat(count), split.kind.repeat(count))
 

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from helpers.data import samples
 from helpers.data.defects import object_region, paint
-from helpers.data.download import DamagedFile, checksum_of, download, unpack
+from helpers.data.download import DamagedFile, checksum_of, download, one_at_a_time, unpack
 from helpers.data.images import list_images, read_images, read_mask
-from helpers.data.loader import Augment, OneClassData, Split
+from helpers.data.loader import Augment, OneClassData, Split, good_and_painted
 from helpers.runtime import Run, say_once, show_path
 
 CATEGORIES = (
@@ -23,7 +23,11 @@ ARCHIVES = {  # category: addresses of its own archive, newest first; no checksu
     "hazelnut": (
         MIRRORS + "150457/51d49f65e84bdc100ff8035d7dd783ea/download/420937545-1629959162/hazelnut.tar.xz",
         MIRRORS + "38536/3830184030e49fe74747669442f0f283/download/420937545-1629959162/hazelnut.tar.xz",
-    )
+    ),
+    "transistor": (
+        MIRRORS + "150464/99b8ea0332438d64fcc2475ee73f9c29/download/420938166-1629960554/transistor.tar.xz",
+        MIRRORS + "38536/3830184030e49fe74747669442f0f283/download/420938166-1629960554/transistor.tar.xz",
+    ),
 }
 WHOLE = (
     MIRRORS + "150996/b52ecdcbf521176e9db9c731f2304b27/download/420938113-1629960298/mvtec_anomaly_detection.tar.xz",
@@ -74,7 +78,9 @@ class MVTec(OneClassData):
 
         train = list_images(_folder(root, "train/good"))[:limit]
         if len(train) < 2:
-            raise DamagedFile(f"{root / 'train/good'} holds one image: some for training and some for thresholds are needed")
+            raise DamagedFile(
+                f"{root / 'train/good'} holds one image: some for training and some for thresholds are needed"
+            )
         images = read_images(train, size, grey, cache)
         order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
         kept = max(1, round(held_out * len(images)))
@@ -87,7 +93,9 @@ class MVTec(OneClassData):
         self.dataset = f"{name}, {len(train)} good images"
         self.protocol = f"one-class, {size}x{size}"
 
-    def _test(self, root: Path, kinds: Sequence[str], size: int, grey: bool, cache: Path | None, limit: int | None) -> Split:
+    def _test(
+        self, root: Path, kinds: Sequence[str], size: int, grey: bool, cache: Path | None, limit: int | None
+    ) -> Split:
         paths, kind, masks, has_mask = [], [], [], []
         for index, name in enumerate(kinds):
             if name == "good" and not (root / "test" / name).is_dir():
@@ -100,13 +108,19 @@ class MVTec(OneClassData):
                 kind.append(index)
                 has_mask.append(name == "good" or mask is not None)
                 masks.append(torch.zeros(size, size, dtype=torch.bool) if mask is None else read_mask(mask, path, size))
-        if set(kind) != {0} | set(range(1, len(kinds))) or len(kinds) < 2:
-            raise DamagedFile(f"{root / 'test'} needs a folder good and at least one folder of a defect, each with images")
+        if set(kind) != set(range(len(kinds))) or len(kinds) < 2:
+            raise DamagedFile(
+                f"{root / 'test'} needs a folder good and at least one folder of a defect, each with images"
+            )
         without = has_mask.count(False)
         if without:
-            say_once(f"{show_path(root)}: {without} defective test images have no mask: they count for image metrics only")
+            say_once(
+                f"{show_path(root)}: {without} defective test images have no mask: they count for image metrics only"
+            )
         kind = torch.tensor(kind)
-        return Split(read_images(paths, size, grey, cache), (kind > 0).long(), kind, torch.stack(masks), torch.tensor(has_mask))
+        return Split(
+            read_images(paths, size, grey, cache), (kind > 0).long(), kind, torch.stack(masks), torch.tensor(has_mask)
+        )
 
 
 def mvtec_root(run: Run, dataset: str) -> tuple[Path, bool]:
@@ -131,21 +145,30 @@ def _real(run: Run, dataset: str) -> Path:
         if place.is_dir() and (place != places[2] or Path(dataset).name != dataset):
             return place
     if dataset not in CATEGORIES:
-        there = sorted({path.parent.parent.name for parent in (_home(run), run.data_dir) for path in parent.glob("*/train/good")})
+        there = sorted(
+            {path.parent.parent.name for parent in (_home(run), run.data_dir) for path in parent.glob("*/train/good")}
+        )
         raise ValueError(
             f"there is no data set {dataset!r}: neither a folder nor a category. "
             f"At hand in {show_path(run.data_dir)}: {', '.join(there) or 'none'}. MVTec AD has {', '.join(CATEGORIES)}"
         )
     target = _home(run) / dataset
+    with one_at_a_time(target):
+        if not target.is_dir():
+            _fetch(dataset, target, run.data_dir)
+    return target
+
+
+def _fetch(dataset: str, target: Path, data_dir: Path) -> None:
+    """Download a category, unpack it as ``target`` and note the archive's checksum in it."""
     urls, checksum = (ARCHIVES[dataset], None) if dataset in ARCHIVES else (WHOLE[:1], WHOLE[1])
-    archive = download(urls, run.data_dir / urls[0].rsplit("/", 1)[1], checksum)
+    archive = download(urls, data_dir / urls[0].rsplit("/", 1)[1], checksum)
     target.parent.mkdir(parents=True, exist_ok=True)
     found = checksum or checksum_of(archive, "sha256")
     unpack(archive, dataset, target)
     (target / "archive.sha256").write_text(f"{found}  {archive.name}\n")  # to compare a later download with
     if dataset in ARCHIVES:
         archive.unlink()  # the whole set stays: other categories are in it
-    return target
 
 
 def _folder(root: Path, name: str) -> Path:
@@ -182,14 +205,9 @@ def _with_painted_defects(images: Tensor, kinds: tuple[str, ...], seed: int) -> 
     random = np.random.default_rng(seed)
     some = images[:PAINTED_IMAGES]
     regions = [object_region(image) for image in some]
-    pairs = [paint(image, name, random, region) for name in PAINTED for image, region in zip(some, regions, strict=True)]
-    painted, masks = (torch.stack(column) for column in zip(*pairs, strict=True))
-    kind = torch.tensor([kinds.index(name) for name in PAINTED]).repeat_interleave(len(some))
-    good = _good(images)
-    return Split(
-        torch.cat([images, painted]),
-        torch.cat([good.label, torch.ones_like(kind)]),
-        torch.cat([good.kind, kind]),
-        torch.cat([good.mask, masks]),
-        torch.ones(len(images) + len(painted), dtype=torch.bool),
-    )
+    painted = [
+        (*paint(image, name, random, region), kinds.index(name))
+        for name in PAINTED
+        for image, region in zip(some, regions, strict=True)
+    ]
+    return good_and_painted(images, painted)

@@ -143,12 +143,19 @@ def _hazelnut(size: int, random: np.random.Generator):
     region = distance < 1
     height = np.sqrt(np.clip(1 - distance**2, 0, 1))
     light = np.clip(0.35 + 0.55 * height - 0.35 * (x + y) / half * 0.5, 0.1, 1.1)
-    ribs = np.cos(14 * np.arcsin(np.clip(across / outline / np.sqrt(np.clip(1 - (along / outline) ** 2, 0.05, 1)), -1, 1)) + 0.5 * noise(6))
+    ribs = np.cos(
+        14 * np.arcsin(np.clip(across / outline / np.sqrt(np.clip(1 - (along / outline) ** 2, 0.05, 1)), -1, 1))
+        + 0.5 * noise(6)
+    )
     edge = -0.5 + 0.05 * noise(5)
     cap = 1 / (1 + np.exp((along / half - edge) / 0.02))  # the rough base, where the nut grew
     shell = light * (1 + 0.09 * ribs + 0.03 * noise(1.5))
     base = light * (1 + 0.14 * noise(1)) * 0.85
-    colour = (1 - cap)[..., None] * shell[..., None] * [205, 105, 62] + cap[..., None] * base[..., None] * [190, 145, 105]
+    colour = (1 - cap)[..., None] * shell[..., None] * [205, 105, 62] + cap[..., None] * base[..., None] * [
+        190,
+        145,
+        105,
+    ]
     soft = np.clip((1 - distance) * size / 8, 0, 1)[..., None]
     background = np.array([33, 34, 41]) + noise(20)[..., None]
     image = soft * colour + (1 - soft) * background + random.normal(0, 1.5, (size, size, 1))

@@ -102,9 +102,9 @@ def dead_url(monkeypatch):
 def make_run(tmp_path):
     """``make_run()`` is a Run in the temporary folder, as ``runtime.start`` would make it."""
 
-    def make(profile="quick", data_dir=None, seed=0):
+    def make(profile="quick", data_dir=None):
         data_dir = data_dir or tmp_path / "data"
-        return Run("test", profile, seed, torch.device("cpu"), "32-true", data_dir, tmp_path / "logs")
+        return Run("test", profile, torch.device("cpu"), data_dir, tmp_path / "logs")
 
     return make
 

@@ -20,7 +20,7 @@ def server(serve):
 
 def fetch(server_or_urls, path, timeout=5.0):
     urls = server_or_urls if isinstance(server_or_urls, list) else [server_or_urls.url + path.name]
-    return download(urls, path, MD5, timeout=timeout, progress=False)
+    return download(urls, path, MD5, timeout=timeout)
 
 
 def part_of(path):
@@ -226,7 +226,7 @@ SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
 
 def fetch_unchecked(urls, path):
-    return download(urls, path, None, timeout=5.0, progress=False)
+    return download(urls, path, None, timeout=5.0)
 
 
 def test_without_a_checksum_a_whole_file_counts(server, tmp_path):
@@ -246,7 +246,7 @@ def test_without_a_checksum_the_announced_length_has_to_hold(server, tmp_path):
 
 
 def test_sha256_is_told_from_md5_by_its_length(server, tmp_path):
-    path = download([server.url + "file.bin"], tmp_path / "file.bin", SHA256, progress=False)
+    path = download([server.url + "file.bin"], tmp_path / "file.bin", SHA256)
     assert checksum_of(path, "sha256") == SHA256
     verify(path, SHA256)
     verify(path, None)
@@ -259,7 +259,7 @@ def test_sha256_is_told_from_md5_by_its_length(server, tmp_path):
 def test_a_wrong_sha256_leaves_nothing(serve, tmp_path):
     url = serve({"file.bin": b"another file"}).url + "file.bin"
     with pytest.raises(DataError, match=SHA256):
-        download([url], tmp_path / "file.bin", SHA256, progress=False)
+        download([url], tmp_path / "file.bin", SHA256)
     assert list(tmp_path.iterdir()) == []
 
 

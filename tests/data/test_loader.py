@@ -417,6 +417,17 @@ def test_a_batch_larger_than_a_short_epoch():
         batches(normal=50, normals=8, images_per_epoch=7)
 
 
+def test_processes_that_join_after_the_batches_were_made_are_counted(monkeypatch):
+    source = batches(normal=50, normals=8)
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 0)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 6)
+    assert len(source) == 1
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 7)
+    with pytest.raises(ValueError, match="a batch of 8 normal images for each of 7 processes is larger .*50 normal"):
+        len(source)
+
+
 def test_a_batch_may_be_larger_than_a_small_set_if_the_epoch_is_long():
     seen = flat(normal for normal, _ in epoch(batches(normal=5, normals=8, anomalies=0, images_per_epoch=40)))
     assert torch.bincount(torch.tensor(seen)).tolist() == [8] * 5
@@ -562,6 +573,19 @@ def test_held_out_views_are_augmented_copies_of_the_held_out_normal_images():
     assert torch.equal(views.images, data.held_out_views(3).images)
     data.augment = Augment()
     assert torch.equal(data.held_out_views(2).images, good.images.repeat(2, 1, 1, 1))
+
+
+def test_views_leave_the_random_state_of_gpus_alone(monkeypatch):
+    data = OneClassData(CPU, 4, 0, seed=3, augment=Augment(noise=0.2))
+    reseeded = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", reseeded.append)
+    torch.manual_seed(5)
+    assert reseeded == [5], "this is how torch seeds them"
+    views = data.views(numbered_split(5, 4), 3)
+    assert reseeded == [5]
+    torch.manual_seed(3)
+    first = to_uint8(data.augment(to_float(views.images[:9])))
+    assert torch.equal(views.images[9:18], first), "drawn from the seed of the data"
 
 
 def test_views_of_any_split_begin_with_its_images():

@@ -1,7 +1,10 @@
 import hashlib
 import io
+import os
 import re
 import shutil
+import subprocess
+import sys
 import tarfile
 
 import numpy as np
@@ -12,6 +15,7 @@ from PIL import Image
 from helpers.data import mvtec, samples
 from helpers.data.download import DamagedFile, DataError
 from helpers.data.mvtec import LICENCE, PAINTED, PAINTED_IMAGES, MVTec
+from tests.conftest import ROOT
 
 SIDE = 24
 GOOD = 20  # training images, of brightness 100, 101, ...
@@ -441,6 +445,41 @@ def test_the_archive_is_fetched_unpacked_noted_and_removed(fetch, category, caps
     assert len(server.seen) == 1, "the second start finds the folder"
 
 
+@pytest.mark.timeout(600)
+def test_two_processes_unpack_a_category_once(make_run, serve, category, tmp_path):
+    """Each waits in ``unpack`` for the other: both get there only if nothing keeps them apart."""
+    server, run = serve({"hazelnut.tar.xz": packed({"hazelnut": category})}), make_run()
+    code = f"""
+import os, sys, time
+from pathlib import Path
+from types import SimpleNamespace
+from helpers.data import mvtec
+
+def meet(place, seconds):
+    (Path(sys.argv[1]) / f"{{place}}.{{os.getpid()}}").touch()
+    end = time.monotonic() + seconds
+    while len(list(Path(sys.argv[1]).glob(f"{{place}}.*"))) < 2 and time.monotonic() < end:
+        time.sleep(0.01)
+
+def unpack(*arguments, original=mvtec.unpack):
+    meet("unpacking", 1)
+    original(*arguments)
+
+mvtec.unpack, mvtec.ARCHIVES = unpack, {{"hazelnut": ({server.url + "hazelnut.tar.xz"!r},)}}
+run = SimpleNamespace(profile="quick", data_dir=Path({str(run.data_dir)!r}))
+meet("ready", 120)
+print(mvtec.mvtec_root(run, "hazelnut"))
+"""
+    command, environment = [sys.executable, "-c", code, str(tmp_path)], os.environ | {"AD_DATA": "auto"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    both = [subprocess.Popen(command, cwd=ROOT, env=environment, **pipes) for _ in range(2)]
+    said = [process.communicate() for process in both]
+    found = run.data_dir / "mvtec_anomaly_detection" / "hazelnut"
+    assert [printed for printed, _ in said] == [f"({found!r}, False)\n"] * 2, said
+    assert len(list(tmp_path.glob("unpacking.*"))) == len(server.seen) == 1
+    assert below(found) == sorted([*below(category), "archive.sha256"])
+
+
 def test_an_archive_put_there_by_hand_is_used(make_run, category, dead_url, mirror, monkeypatch):
     monkeypatch.setenv("AD_DATA", "real")
     mirror(dead_url)
@@ -504,6 +543,7 @@ def test_the_whole_set_is_checked_against_its_published_checksum(make_run, serve
 
 
 def test_the_published_addresses_are_whole():
+    assert set(mvtec.ARCHIVES) == {"hazelnut", "transistor"}, "the notebooks read these: without them, 5 GB are fetched"
     assert set(mvtec.ARCHIVES) <= set(mvtec.CATEGORIES) and len(mvtec.CATEGORIES) == 15
     for category, urls in mvtec.ARCHIVES.items():
         assert all(re.fullmatch(rf"https://\S+/{category}\.tar\.xz", url) for url in urls)
