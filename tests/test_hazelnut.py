@@ -360,12 +360,3 @@ def test_the_learning_rate_rises_and_falls_over_the_whole_training(autoencoder):
     top = rates.index(max(rates))
     assert max(rates) == pytest.approx(1e-2, rel=0.01) and top == pytest.approx(10, abs=1)
     assert rates[: top + 1] == sorted(rates[: top + 1]) and rates[top:] == sorted(rates[top:], reverse=True)
-
-
-def test_the_table_of_the_sweep_can_be_read_back(page, tmp_path):
-    rows = [{"setting": "latent 16", "auroc": 0.9}, {"setting": "latent 500, SSIM", "auroc": 0.8}]
-    pictures = np.arange(24, dtype=np.uint8).reshape(2, 1, 3, 2, 2)
-    page["table"](rows, pictures, tmp_path)
-    lines = (tmp_path / "latent.csv").read_text().splitlines()
-    assert lines == ["setting,auroc", "latent 16,0.9", '"latent 500, SSIM",0.8']
-    np.testing.assert_array_equal(np.load(tmp_path / "latent.npz")["pictures"], pictures)
