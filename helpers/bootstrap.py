@@ -9,12 +9,13 @@ from pathlib import Path
 
 REQUIREMENTS = Path(__file__).resolve().parents[1] / "requirements.txt"
 # what the notebooks import; the rest of requirements.txt runs and checks them, which Colab does by itself
-NEEDED = ("torch", "torchvision", "pytorch-lightning", "matplotlib", "scikit-learn", "tensorboard", "ipywidgets")
+NEEDED = ("torch", "torchvision", "pytorch-lightning", "scikit-learn", "pandas", "matplotlib", "pooch", "tensorboard")
+NEEDED += ("ipywidgets",)
 
 
 def missing() -> list[str]:
     """The requirement lines of ``NEEDED`` that are not installed, in any version."""
-    lines = [line.strip() for line in REQUIREMENTS.read_text().splitlines() if line.strip() and line[0] != "#"]
+    lines = [line.split("#")[0].strip() for line in REQUIREMENTS.read_text(encoding="utf-8").splitlines()]
     by_name = {_name(line): line for line in lines}
     return [by_name[name] for name in NEEDED if not _installed(name)]
 

@@ -1,4 +1,4 @@
-"""How good are scores and maps: ranking quality, thresholds from normal images, and what they give."""
+"""Ranking quality of scores and maps, thresholds from normal images, and what they give."""
 
 import numpy as np
 
@@ -48,41 +48,24 @@ def threshold(normal_score, percentile: float = 99.0) -> float:
     return float(np.percentile(normal_score, percentile, method="higher"))
 
 
-def conformal_p_values(score, normal_score) -> np.ndarray:
-    """(N,) p-values of the hypothesis "this image is normal": how rarely a held-out normal image scores as high.
-
-    score: (N,) finite.  normal_score: (M,) scores of held-out normal images, never of training or test images.
-    p = (1 + number of held-out scores at or above the image's) / (M + 1), in [1 / (M + 1), 1].
-    A new normal image that is exchangeable with the held-out ones has p <= alpha with probability at most alpha,
-    for every alpha and every score function; the probability counts the draw of the held-out images, too.
-    Vovk, Gammerman, Shafer, Algorithmic Learning in a Random World, 2005, chapter 2.
-    """
-    score, normal_score = (np.asarray(values, dtype=np.float64) for values in (score, normal_score))
-    if score.ndim != 1 or normal_score.ndim != 1 or not normal_score.size:
-        raise ValueError(
-            f"p-values need a vector of scores and one of held-out scores: got {score.shape} and {normal_score.shape}"
-        )
-    if not (np.isfinite(score).all() and np.isfinite(normal_score).all()):
-        raise ValueError("p-values need finite scores")
-    below = np.searchsorted(np.sort(normal_score), score)
-    return (1 + len(normal_score) - below) / (len(normal_score) + 1)
-
-
 def at_threshold(score, label, limit: float) -> dict[str, float]:
-    """``false_alarm_rate``, ``detection_rate`` and ``f1_at_threshold`` if scores above ``limit`` are flagged."""
+    """``true_positive_rate`` (detections), ``false_positive_rate`` (false alarms) and ``f1_at_threshold``.
+
+    Scores above ``limit`` are flagged.
+    """
     score, label = _checked(score, label)
     flagged = score > limit
     caught, false = int(flagged[label == 1].sum()), int(flagged[label == 0].sum())
     anomalous, normal = int((label == 1).sum()), int((label == 0).sum())
     return {
-        "false_alarm_rate": false / normal,
-        "detection_rate": caught / anomalous,
+        "true_positive_rate": caught / anomalous,
+        "false_positive_rate": false / normal,
         "f1_at_threshold": 2 * caught / (caught + false + anomalous),
     }
 
 
 def best_f1(score, label) -> float:
-    """The largest F1 any threshold gives.  It is chosen on these very labels, so it flatters: say so."""
+    """The largest F1 any threshold gives.  Optimistic: the threshold is selected on these labels."""
     from sklearn.metrics import precision_recall_curve
 
     score, label = _checked(score, label)
@@ -108,56 +91,43 @@ def precision_recall_f1(score, label, limits) -> dict[str, np.ndarray]:
     return {"precision": precision, "recall": caught / anomalous, "f1": 2 * caught / (flagged + anomalous)}
 
 
-def per_kind(score, label, kind, kinds) -> dict[str, float]:
-    """AUROC of each kind of anomaly against all normal images, hardest first.
+def per_defect_type(score, label, defect_type, names) -> dict[str, float]:
+    """AUROC of each type of anomaly against all normal images, hardest first.
 
-    kind: (N,) index into ``kinds``.  Kinds that do not occur are left out.
+    defect_type: (N,) index into ``names``.  Types that do not occur are left out.
     """
     score, label = _checked(score, label)
-    kind, normal = np.asarray(kind), label == 0
+    defect_type, normal = np.asarray(defect_type), label == 0
     found = {}
-    for index, name in enumerate(kinds):
-        chosen = (kind == index) & (label == 1)
+    for index, name in enumerate(names):
+        chosen = (defect_type == index) & (label == 1)
         if chosen.any():
             found[name] = auroc(score[normal | chosen], label[normal | chosen])
     return dict(sorted(found.items(), key=lambda item: item[1]))
 
 
-def bootstrap_auroc(scores, label, draws: int = 1000, seed: int = 0) -> np.ndarray:
-    """(K, draws) AUROC of K models on resampled test sets, the same sets for all, so that differences are paired.
+def true_positive_rate_interval(
+    score, label, normal_score, percentile: float = 99.0, n_bootstrap: int = 1000, seed: int = 0
+) -> tuple[float, float]:
+    """95 % bootstrap interval of the detection rate, of which both the anomalies and the threshold are a sample.
 
-    scores: (K, N) finite.  label: (N,) 0 or 1, both present.  Each set draws, with replacement, as many normal and as
-    many anomalous images as there are (Efron and Tibshirani, An Introduction to the Bootstrap, 1993).  What another
-    training, with another seed, would have given is not covered.
+    normal_score: (M,) held-out normal scores.  Each of ``n_bootstrap`` draws takes as many of them with replacement,
+    sets the threshold by them, and applies it to as many anomalous test images, also drawn with replacement.
     """
-    if draws < 1:
-        raise ValueError(f"at least one resampled test set is needed: got {draws}")
-    parts = [_checked(score, label) for score in scores]
-    models, label = [score for score, _ in parts], np.asarray(label)
-    normals, anomalies = int((label == 0).sum()), int((label == 1).sum())
-    order = [np.argsort(score[label == 0]) for score in models]
-    # of each anomalous image: how many normal ones score below it, and how many not above it (ties count half)
-    ranks = [
-        [np.searchsorted(score[label == 0], score[label == 1], side, sorter=sorter) for side in ("left", "right")]
-        for score, sorter in zip(models, order, strict=True)
-    ]
-    generator, found = np.random.default_rng(seed), np.empty((len(models), draws))
-    for draw in range(draws):
-        times, weight = (  # how often each normal, each anomalous image was drawn
-            np.bincount(generator.integers(count, size=count), minlength=count) for count in (normals, anomalies)
-        )
-        for model, (sorter, (below, upto)) in enumerate(zip(order, ranks, strict=True)):
-            passed = np.append(0, times[sorter].cumsum())
-            found[model, draw] = weight @ (passed[below] + passed[upto]) / (2 * normals * anomalies)
-    return found
+    score, label = _checked(score, label)
+    generator, anomalous = np.random.default_rng(seed), np.sort(score[label == 1])
+    normal_score = np.asarray(normal_score, dtype=np.float64)
+    drawn = generator.choice(normal_score, (n_bootstrap, len(normal_score)))
+    limits = np.percentile(drawn, percentile, axis=1, method="higher")
+    share = 1 - np.searchsorted(anomalous, limits, side="right") / len(anomalous)
+    low, high = np.percentile(generator.binomial(len(anomalous), share) / len(anomalous), [2.5, 97.5])
+    return float(low), float(high)
 
 
-def summary(score, label, normal_score, percentile: float = 99.0) -> tuple[dict[str, float], float]:
-    """All image metrics under the names of results.json, and the threshold from held-out normal images."""
-    limit = threshold(normal_score, percentile)
+def image_metrics(score, label, limit: float) -> dict[str, float]:
+    """All image metrics under the names of results.json; ``limit``: the threshold from held-out normal images."""
     values = {"auroc": auroc(score, label), "average_precision": average_precision(score, label)}
-    values |= at_threshold(score, label, limit) | {"best_f1_on_test": best_f1(score, label)}
-    return values, limit
+    return values | at_threshold(score, label, limit) | {"best_f1_on_test": best_f1(score, label)}
 
 
 def _checked_maps(maps, masks) -> tuple[np.ndarray, np.ndarray]:
@@ -215,16 +185,15 @@ def pro_score(maps, masks, max_fpr: float = 0.3) -> float:
     return min(float((height[1:] + height[:-1]) @ width / 2 / max_fpr), 1.0)
 
 
-def pixel_summary(maps, masks, normal_maps, percentile: float = 99.0) -> tuple[dict[str, float], float]:
-    """All pixel metrics under the names of results.json, and the threshold from maps of held-out normal images.
+def pixel_metrics(maps, masks, limit: float) -> dict[str, float]:
+    """All pixel metrics under the names of results.json.
 
     maps: (N, H, W) finite, of the test images.  masks: (N, H, W) bool, True on defects.
-    normal_maps: (M, H, W) of normal images that were not trained on; ``percentile`` % of their pixels stay unflagged.
+    limit: the threshold from pixels of held-out normal images.
     """
-    limit = threshold(np.ravel(normal_maps), percentile)
     maps, masks = _checked_maps(maps, masks)
     score, label = maps.ravel().astype(np.float64, copy=False), masks.ravel()
     values = {"pixel_auroc": auroc(score, label), "pixel_average_precision": average_precision(score, label)}
     values |= {"pixel_best_f1_on_test": best_f1(score, label), "pro": pro_score(maps, masks)}
     given = precision_recall_f1(score, label, [limit])
-    return values | {f"pixel_{name}_at_threshold": float(value[0]) for name, value in given.items()}, limit
+    return values | {f"pixel_{name}_at_threshold": float(value[0]) for name, value in given.items()}

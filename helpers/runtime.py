@@ -1,23 +1,21 @@
-"""Where am I, and how big may I go: profile, device, precision, paths."""
+"""Runtime configuration: profile, device, precision, seed, paths."""
 
 import functools
 import os
 import platform
-import random
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-import numpy as np
+import pytorch_lightning as pl
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 PROFILES = ("full", "quick", "smoke")
-DATA_MODES = ("auto", "real", "sample")
 PACKAGES = ("torch", "torchvision", "pytorch-lightning", "scikit-learn", "tensorboard", "numpy")
 
 
@@ -25,7 +23,8 @@ PACKAGES = ("torch", "torchvision", "pytorch-lightning", "scikit-learn", "tensor
 class Run:
     """One execution of one notebook: what it may use and where it writes.
 
-    ``version`` is the TensorBoard folder of this run; ``fit`` claims it at the first training.
+    train: False loads the committed reference version instead of training.
+    version: the TensorBoard folder of this run; ``fit`` claims it at the first training.
     """
 
     notebook: str
@@ -33,31 +32,37 @@ class Run:
     device: torch.device
     data_dir: Path
     logs_dir: Path
-    version: Path | None = field(default=None)
+    train: bool = True
+    version: Path | None = None
+
+    @property
+    def reference(self) -> Path:
+        """The committed version of this notebook: ``version_0`` for notebook 1, and so on."""
+        return ROOT / "lightning_logs" / f"version_{int(self.notebook[:2]) - 1}"
 
     def settings(self, full: dict, *, quick: dict, smoke: dict) -> dict:
         """The settings of this profile: ``full``, with a few values replaced for the smaller ones.
 
-        Returns a new dict.  Raises ValueError if a profile names a setting that ``full`` lacks, or
-        if a value is not a plain scalar (checkpoints could then not be loaded safely).
+        Raises ValueError if a profile names a setting that ``full`` lacks, or if a value is not a plain scalar
+        (checkpoints could then not be loaded safely).
         """
-        for name, changes in (("quick", quick), ("smoke", smoke)):
-            unknown = sorted(set(changes) - set(full))
-            if unknown:
-                raise ValueError(f"profile {name!r} changes settings that do not exist: {unknown}")
-        chosen = full | {"full": {}, "quick": quick, "smoke": smoke}[self.profile]
+        changes = {"full": {}, "quick": quick, "smoke": smoke}
+        if unknown := sorted(set().union(*changes.values()) - set(full)):
+            raise ValueError(f"a profile changes settings that do not exist: {unknown}")
+        chosen = full | changes[self.profile]
         for key, value in chosen.items():
             if not isinstance(value, (bool, int, float, str, type(None))):
                 raise ValueError(f"setting {key!r} must be a plain scalar, not {type(value).__name__}")
         return chosen
 
 
-def start(notebook: str, keep_on_drive: bool = False) -> Run:
+def start(notebook: str, *, train: bool = True, keep_on_drive: bool = False) -> Run:
     """Seed everything with 0, choose profile, device and folders, and print them.
 
     notebook: the file name without its ending, e.g. ``"01_baseline_gan"``.
+    train: False loads the committed reference version wherever the notebook would train.
     keep_on_drive: on Colab, write logs and checkpoints to Google Drive, where they outlive a disconnect.
-    Raises ValueError for an unknown ``AD_PROFILE`` or ``AD_DATA``.
+    Raises ValueError for an unknown ``AD_PROFILE``.
     """
     if keep_on_drive and on_colab():
         from google.colab import drive
@@ -66,10 +71,18 @@ def start(notebook: str, keep_on_drive: bool = False) -> Run:
         os.environ["AD_LOGS_DIR"] = "/content/drive/MyDrive/image-anomaly-detection/lightning_logs"
     device = best_device()
     profile = current_profile(device)
-    data_mode(profile)
     seed_everything(0)
-    run = Run(notebook, profile, device, data_dir(), logs_dir(profile))
-    print(banner(run))
+    run = Run(notebook, profile, device, data_dir(), logs_dir(profile), train)
+    why = "AD_PROFILE" if os.environ.get("AD_PROFILE") else f"default on this {device.type}"
+    lines = {
+        "notebook": notebook if train else f"{notebook}, loading {show_path(run.reference)}",
+        "profile": f"{profile} ({why})",
+        "device": device_name(device) + (", TF32 while training" if device.type == "cuda" else ""),
+        "data": show_path(run.data_dir),
+        "logs": show_path(run.logs_dir),
+        "versions": ", ".join(f"{name} {number}" for name, number in versions().items()),
+    }
+    print("\n".join(f"{name:11}{value}" for name, value in lines.items()))
     return run
 
 
@@ -90,21 +103,12 @@ def tensorboard(run: Run) -> None:
 
 
 def current_profile(device: torch.device | None = None) -> str:
-    """``AD_PROFILE``, or ``full`` on a GPU and ``quick`` on a CPU."""
-    default = "quick" if (device or best_device()).type == "cpu" else "full"
-    return _choice("AD_PROFILE", default, PROFILES)
-
-
-def data_mode(profile: str) -> str:
-    """``AD_DATA``: ``auto`` (real, else the sample), ``real`` (real or an error) or ``sample``."""
-    return _choice("AD_DATA", "sample" if profile == "smoke" else "auto", DATA_MODES)
-
-
-def _choice(variable: str, default: str, allowed: tuple) -> str:
-    value = os.environ.get(variable) or default
-    if value not in allowed:
-        raise ValueError(f"{variable}={value!r} is unknown: choose one of {', '.join(allowed)}")
-    return value
+    """``AD_PROFILE``, or ``full`` on a CUDA GPU and ``quick`` elsewhere."""
+    default = "full" if (device or best_device()).type == "cuda" else "quick"
+    profile = os.environ.get("AD_PROFILE") or default
+    if profile not in PROFILES:
+        raise ValueError(f"AD_PROFILE={profile!r} is unknown: choose one of {', '.join(PROFILES)}")
+    return profile
 
 
 def data_dir() -> Path:
@@ -116,9 +120,7 @@ def logs_dir(profile: str) -> Path:
     """``AD_LOGS_DIR``, or ``lightning_logs/``; a new temporary folder in the smoke profile."""
     if os.environ.get("AD_LOGS_DIR"):
         return Path(os.environ["AD_LOGS_DIR"]).expanduser().resolve()
-    if profile == "smoke":
-        return Path(tempfile.mkdtemp(prefix="anomaly-logs-"))
-    return ROOT / "lightning_logs"
+    return Path(tempfile.mkdtemp(prefix="anomaly-logs-")) if profile == "smoke" else ROOT / "lightning_logs"
 
 
 def best_device() -> torch.device:
@@ -129,27 +131,35 @@ def best_device() -> torch.device:
 
 
 def best_precision(device: torch.device, large_convolutions: bool = False) -> str:
-    """Lightning's precision: bf16 only where the GPU computes it natively (Ampere and newer).
+    """Lightning's precision for training on ``device``.
 
-    A T4 emulates bf16 and would be slower with it, so it trains in float32.  On a CPU with bf16
-    instructions it pays for large convolutions only: casting costs more than it saves in small ones.
+    bf16 on CUDA cards that compute it natively (Ampere and newer; older ones only emulate it);
+    on older CUDA cards fp16 where convolutions take the time; float32 elsewhere.
     """
-    if device.type == "cuda":
-        torch.set_float32_matmul_precision("high")
-        if torch.cuda.is_bf16_supported(including_emulation=False):
-            return "bf16-mixed"
-    if device.type == "cpu" and large_convolutions:
-        has = getattr(torch.cpu, "get_capabilities", dict)()  # torch < 2.10 does not tell: float32 then
-        if has.get("avx512_bf16") or has.get("amx_bf16"):
-            return "bf16-mixed"
-    return "32-true"
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0):
+        return "bf16-mixed"
+    return "16-mixed" if device.type == "cuda" and large_convolutions else "32-true"
+
+
+@contextmanager
+def tf32(allowed: bool) -> Iterator[None]:
+    """Allow or forbid TF32, the shortened float32 of Ampere and newer cards, inside a ``with`` block.
+
+    Training allows it; scoring forbids it, so that scores do not depend on the card more than they must.
+    """
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("high" if allowed else "highest")
+    torch.backends.cudnn.allow_tf32 = allowed
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
 
 
 def seed_everything(seed: int) -> None:
     """Seed Python, NumPy and torch on all devices."""
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
+    pl.seed_everything(seed, verbose=False)
 
 
 def versions() -> dict[str, str]:
@@ -164,21 +174,26 @@ def device_name(device: torch.device) -> str:
     return f"CPU ({torch.get_num_threads()} threads)" if device.type == "cpu" else str(device)
 
 
-def peak_memory_mib(device: torch.device) -> float:
-    """Peak memory in MiB: allocated on the GPU since the last training began, or resident of this process on the CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    import resource
+def peak_memory_mib(device: torch.device) -> int | None:
+    """Peak memory in MiB: allocated on the GPU since the last training began, or resident of this process on the CPU.
 
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 2**20 if platform.system() == "Darwin" else peak / 2**10
+    None where the system does not tell (Windows without a GPU).
+    """
+    if device.type == "cuda":
+        return round(torch.cuda.max_memory_allocated(device) / 2**20)
+    with suppress(ImportError):  # not on Windows
+        import resource
+
+        unit = 2**20 if platform.system() == "Darwin" else 2**10
+        return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit)
+    return None
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """Yields a path beside ``path`` to write to; it takes that name at the end, and is removed if anything fails.
 
-    So readers never see half a file, and what was there before stays until the new one is whole.
+    So readers never see half a file, and what was there before stays until the new one is complete.
     """
     unfinished = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
@@ -200,19 +215,3 @@ def show_path(path: Path) -> str:
         return Path(path).resolve().relative_to(ROOT).as_posix() or "."
     except ValueError:
         return f".../{Path(path).name}"
-
-
-def banner(run: Run) -> str:
-    """One block of text that says where and how this run works."""
-    why = "AD_PROFILE" if os.environ.get("AD_PROFILE") else f"default on this {run.device.type}"
-    libraries = ", ".join(f"{name} {number}" for name, number in versions().items())
-    return "\n".join(
-        (
-            f"notebook   {run.notebook}",
-            f"profile    {run.profile} ({why})",
-            f"device     {device_name(run.device)}",
-            f"data       {show_path(run.data_dir)}",
-            f"logs       {show_path(run.logs_dir)}",
-            f"versions   {libraries}",
-        )
-    )

@@ -1,62 +1,50 @@
 """Fixtures that several test files share."""
 
-import functools
-from pathlib import Path
-
+import matplotlib
 import pytest
 import torch
 
-from helpers import runtime
-from helpers.data.fashion_mnist import FashionMNISTOneClass
-from helpers.versions import definitions
+from helpers import plots
+from helpers.evaluation import evaluate
+from helpers.training import fit
+from tests.toy import Toy, ToyModel, WithMap, make_run
 
-ROOT = Path(__file__).resolve().parents[1]
-
-
-@functools.cache
-def notebook_definitions(name: str) -> dict:
-    """The classes and functions of a committed notebook."""
-    return definitions(ROOT / "notebooks" / name)
+matplotlib.use("Agg")
+torch.set_num_threads(1)  # two workers share two cores
 
 
-SETTINGS = {
-    "epochs": 2,
-    "hidden": 16,
-    "latent": 4,
-    "hidden_discriminator": 8,
-    "lr": 1e-3,
-    "beta1": 0.5,
-    "margin": 0.25,
-    "weight_adversarial_normal": 0.1,
-}
+def pytest_configure(config):
+    config.addinivalue_line("filterwarnings", "ignore:.*LeafSpec.*is deprecated")  # as in helpers.training
+
+
+@pytest.fixture(autouse=True)
+def no_variables(monkeypatch):
+    """Nothing that whoever tests has set chooses a profile or a folder."""
+    for name in ("AD_PROFILE", "AD_LOGS_DIR", "AD_VERSION"):
+        monkeypatch.delenv(name, raising=False)
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch):
-    """A run on embedded samples whose logs go to a temporary folder."""
-    monkeypatch.setenv("AD_DATA", "sample")
-    monkeypatch.delenv("AD_VERSION", raising=False)
+def no_figures(monkeypatch):
+    """Drawing takes most of the time of a small training."""
+    monkeypatch.setattr(plots, "reconstructions", lambda *args: plots.canvas(1.0)[0])
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run whose logs go to a temporary folder."""
     return make_run(tmp_path)
 
 
-def make_run(folder: Path, notebook: str = "01_baseline_gan") -> runtime.Run:
-    """Another run with the same folders."""
-    return runtime.Run(notebook, "smoke", torch.device("cpu"), folder / "data", folder / "logs")
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """A finished training without a report; it is only read."""
+    return fit(ToyModel(), Toy(), make_run(tmp_path_factory.mktemp("trained")), show=False)
 
 
-@pytest.fixture
-def data(run):
-    """64 images of each label in each split, batches of 16."""
-    return FashionMNISTOneClass(run, normal_class=0, batch_size=16, limit=64)
-
-
-@pytest.fixture
-def baseline():
-    """Makes notebook 01's model in a small size: ``baseline(lr=...)``."""
-    model = notebook_definitions("01_baseline_gan.ipynb")["BaselineGAN"]
-
-    def make(**changes):
-        torch.manual_seed(0)
-        return model(SETTINGS | changes)
-
-    return make
+@pytest.fixture(scope="session")
+def mapped(tmp_path_factory):
+    """(Trained, data, Scores) of a model with maps on data with masks; they are only read."""
+    data = Toy(masks=True)
+    found = fit(WithMap(), data, make_run(tmp_path_factory.mktemp("mapped")), show=False)
+    return found, data, evaluate(found.model, data, percentile=75)

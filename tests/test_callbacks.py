@@ -1,13 +1,17 @@
-import subprocess
-import sys
+"""What happens around a training step: curves, reconstructions, the film, and what all that costs."""
+
+import types
 
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.profiler import ProfilerActivity, profile
 
-from helpers.callbacks import FRAMES, Watch
+from helpers import metrics, plots
+from helpers.callbacks import FRAMES, LossLogger, ReconstructionLogger
+from helpers.models import map_images
 from helpers.training import fit
-from tests.conftest import ROOT
+from tests.toy import Adversarial, Toy, ToyModel, WithMap, make_run, stopped
 
 
 def events(folder):
@@ -16,102 +20,178 @@ def events(folder):
     return found
 
 
-def test_everything_stands_on_the_batch_axis(run, data, baseline):
-    trained = fit(baseline(epochs=6), data, run, watch_every=20)  # 8 batches an epoch, 48 in all
-    found = events(trained.folder)
+@pytest.fixture(scope="module")
+def watched(tmp_path_factory):
+    """A training of 36 batches, watched every 10."""
+    return fit(Adversarial(epochs=6), Toy(), make_run(tmp_path_factory.mktemp("watched")), show=False, watch_every=10)
+
+
+def test_every_loss_stands_under_its_name_on_the_batch_axis(watched):
+    found = events(watched.folder)
     losses = {tag for tag in found.Tags()["scalars"] if tag.startswith("loss/")}
-    assert losses == {
-        f"loss/{name}"
-        for name in (
-            "reconstruction",
-            "repulsion",
-            "adversarial_normal",
-            "adversarial_anomalous",
-            "discriminator_normal",
-            "discriminator_anomalous",
-        )
-    }
-    # two optimisers step in every batch: Lightning's own counter would have ended at 96
-    assert [event.step for event in found.Scalars("loss/reconstruction")] == [8, 16, 24, 32, 40, 48]
-    assert [event.step for event in found.Scalars("validation/auroc")] == [8, 16, 24, 32, 40, 48]
-    assert [event.step for event in found.Images("reconstructions/output")] == [0, 20, 40, 48]
-    assert found.Scalars("speed/images_per_second")[-1].value > 0
-    assert trained.history["images"] == 48 * 16
+    assert losses == {"loss/reconstruction", "loss/adversarial", "loss/discriminator"}
+    # two optimisers step in every batch: Lightning's own counter would end at 72
+    for name in ("loss/adversarial", "validation/auroc", "speed/images_per_second"):
+        assert [event.step for event in found.Scalars(name)] == [6, 12, 18, 24, 30, 36]
 
 
-def test_the_watched_images_are_held_out_and_of_both_kinds(data):
-    watch = Watch(data, every=100)
-    assert watch.label.tolist() == [0] * 8 + [1] * 8
-    seen = {image.numpy().tobytes() for image in data.train.images}
-    assert not any(image.numpy().tobytes() in seen for image in data.validation.first_of_each(8).images)
+def test_curves_hold_what_tensorboard_holds(watched):
+    found = events(watched.folder)
+    for name, rows in watched.curves.groupby("name"):
+        assert rows["batch"].tolist() == [event.step for event in found.Scalars(name)]
+        assert rows["value"].tolist() == pytest.approx([event.value for event in found.Scalars(name)])
 
 
-def test_the_film_stays_short_and_evenly_spaced(data):
-    watch = Watch(data, every=1)
-    frame = torch.zeros(16, 3, 200, 200, dtype=torch.uint8)
-    for batch in range(0, 5000, 100):
-        watch.spacing = max(watch.spacing, 100)
-        watch._film(frame, batch, last=False)
-    watch._film(frame, 4950, last=True)
-    gaps = {b - a for a, b in zip(watch.frame_batches[:-2], watch.frame_batches[1:-1], strict=True)}
-    assert len(watch.frames) == len(watch.frame_batches) <= FRAMES
-    assert watch.frame_batches[0] == 0
-    assert watch.frame_batches[-1] == 4950
-    assert len(gaps) == 1
+def test_reconstructions_come_every_so_many_batches_and_at_the_end(watched):
+    found = events(watched.folder)
+    assert [event.step for event in found.Images("reconstructions/output")] == [0, 10, 20, 30, 36]
+    assert [event.step for event in found.Images("reconstructions/input")] == [0]
+    assert watched.history["frame_batches"] == [0, 10, 20, 30, 36]
+    assert (watched.folder / "reconstructions.png").exists()
+
+
+def test_what_was_logged_before_the_first_checkpoint_is_hidden_by_a_resume(run, no_figures):
+    with pytest.raises(RuntimeError, match="stopped"):
+        fit(stopped(ToyModel(), 14), Toy(), run, show=False)
+    assert not (run.version / "last.ckpt").exists()
+    again = fit(ToyModel(), Toy(), make_run(run.logs_dir.parent), show=False)
+    assert len(list(again.folder.glob("events.*"))) == 2
+    assert [event.step for event in events(again.folder).Scalars("loss/repulsion")] == [6, 12, 18]
+
+
+def test_long_trainings_are_validated_about_ten_times_and_at_the_end(run, no_figures):
+    curves = fit(ToyModel(epochs=25), Toy(), run, show=False).curves
+    assert curves.query("name == 'validation/auroc'")["batch"].tolist() == [12 * n for n in range(1, 13)] + [150]
+
+
+def test_the_pixel_f1_of_each_defect_type_is_logged_with_false_alarms_on_good_images(run, no_figures):
+    data = Toy(masks=True)
+    data.validation.images[0, :, 2:6, 2:6] = 255  # a good image that looks defective
+    found = fit(WithMap(epochs=1), data, run, show=False)
+    curves = found.curves[found.curves["name"].str.contains("pixel")].set_index("name")["value"]
+    assert sorted(curves.index) == ["validation/best_pixel_f1_dent", "validation/best_pixel_f1_scratch"]
+    maps, types = map_images(found.model, data.validation), data.validation.defect_type.numpy()
+    chosen = (types == 0) | (types == 2)
+    expected = metrics.best_f1(maps[chosen].ravel(), data.validation.mask.numpy()[chosen].ravel())
+    assert curves["validation/best_pixel_f1_scratch"] == pytest.approx(expected)
+
+
+def test_looking_at_reconstructions_does_not_change_the_training(tmp_path, no_figures):
+    weights = []
+    for number, every in enumerate((1, 10_000)):
+        run = make_run(tmp_path / str(number))
+        weights.append(list(fit(ToyModel(), Toy(), run, show=False, watch_every=every).model.parameters()))
+    assert all(torch.equal(a, b) for a, b in zip(*weights, strict=True))
+
+
+def test_the_watched_images_are_held_out_and_of_both_kinds():
+    data = Toy()
+    watch = ReconstructionLogger(data, 100, show=False)
+    assert watch.label.tolist() == [0] * 4 + [1] * 4
+    assert watch.filmed == [0, 1, 4, 5]
+    assert torch.equal(((watch.inputs[0] + 1) * 127.5).round().byte(), data.validation.images[0])
+
+
+@pytest.mark.parametrize("total", [7, 330, 4950])
+def test_the_film_has_at_most_12_small_frames_evenly_spaced(total):
+    watch = ReconstructionLogger(Toy(), 100, show=False)
+    pictures, every = torch.zeros(8, 3, 200, 200, dtype=torch.uint8), 100 if total > 330 else 1
+    for batch in range(0, total, every):
+        watch.film(pictures, batch, total, last=False)
+    watch.film(pictures, total, total, last=True)
+    assert len(watch.frames) == len(watch.frame_batches) == min(FRAMES, total + 1) and FRAMES == 12
+    assert watch.frame_batches[0] == 0 and watch.frame_batches[-1] == total
+    gaps = [b - a for a, b in zip(watch.frame_batches[:-1], watch.frame_batches[1:], strict=True)]
+    assert max(gaps) - min(gaps) <= every
     assert watch.frames[0].shape == (4, 3, 64, 64)
 
 
-def test_looking_at_reconstructions_does_not_change_the_training(tmp_path, run, data, baseline):
-    from tests.conftest import make_run
-
-    often = fit(baseline(), data, run, watch_every=1).model
-    never = fit(baseline(), data, make_run(tmp_path / "other"), watch_every=10_000).model
-    assert all(torch.equal(a, b) for a, b in zip(often.parameters(), never.parameters(), strict=True))
+# --- what it costs ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="limits of the file size work on Linux")
-def test_a_disk_that_really_ends_leaves_the_old_checkpoint(tmp_path):
-    """The operating system itself refuses the write: no half-written file, the old one as it was."""
-    code = f"""
-import resource, torch, sys
-sys.path.insert(0, {str(ROOT)!r})
-from helpers.callbacks import AtomicCheckpointIO, TrainingError
-path = sys.argv[1] + "/last.ckpt"
-AtomicCheckpointIO().save_checkpoint({{"w": torch.ones(10)}}, path)
-resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
-try:
-    AtomicCheckpointIO().save_checkpoint({{"w": torch.ones(100_000)}}, path)
-except TrainingError as error:
-    print(error)
-"""
-    result = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True)
-    assert "previous one is intact" in result.stdout, result.stderr
-    assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
-    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["w"].sum() == 10
+@pytest.fixture
+def screen(monkeypatch):
+    """A kernel whose clock stands still but for figures, which take 2 seconds each.  ``screen.drawn``: when one was shown."""
+    found = types.SimpleNamespace(now=1000.0, drawn=[])
+
+    def draw(*args):
+        found.now += 2
+        return plots.canvas(1.0)[0]
+
+    def display(content, **kwargs):
+        found.drawn.append(found.now)
+        return types.SimpleNamespace(update=lambda content, raw: found.drawn.append(found.now))
+
+    monkeypatch.setattr(plots, "reconstructions", draw)
+    for module in ("progress", "callbacks"):
+        monkeypatch.setattr(f"helpers.{module}.in_notebook", lambda: True, raising=False)
+    monkeypatch.setattr("IPython.display.display", display)
+    for clock in ("helpers.progress.time.monotonic", "helpers.callbacks.time.perf_counter"):
+        monkeypatch.setattr(clock, lambda: found.now)
+    return found
 
 
-def test_long_trainings_validate_about_ten_times(run, data, baseline):
-    trained = fit(baseline(epochs=24), data, run)
-    steps = [event.step // 8 for event in events(trained.folder).Scalars("validation/auroc")]
-    assert steps == [2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24]
+def test_a_slow_figure_comes_less_often_so_that_drawing_takes_about_5_percent(screen):
+    watch = ReconstructionLogger(Toy(), 100, show=True)
+    trainer = types.SimpleNamespace(
+        logger=types.SimpleNamespace(experiment=types.SimpleNamespace(add_image=lambda *args: None)),
+        current_epoch=0,
+        max_epochs=1,
+        is_global_zero=False,
+    )
+    model, start = ToyModel(), screen.now
+    model.n_batches = 60_000
+    for batch in range(0, 60_000, 100):
+        watch.look(trainer, model, batch)
+        screen.now += 1  # what a hundred batches take
+    share = 2 * len(screen.drawn) / (screen.now - start)
+    assert 0.03 < share < 0.06
+    assert screen.drawn[0] == start + 2, "the first one is drawn at once"
 
 
-def test_the_host_reads_the_losses_once_per_window_and_nothing_else(run, data, baseline):
+@pytest.mark.parametrize("show", [True, False])
+def test_show_decides_whether_a_notebook_draws(run, show, screen):
+    found = fit(ToyModel(epochs=1), Toy(), run, show=show, watch_every=2)
+    pictures = screen.now - 1000
+    assert (pictures > 2) is show
+    assert (found.folder / "reconstructions.png").exists() and len(found.history["frames"]) == 4
+
+
+def test_outside_of_a_notebook_no_figure_is_made_while_training(run, monkeypatch):
+    made = []
+    monkeypatch.setattr(plots, "reconstructions", lambda *args: made.append(args) or plots.canvas(1.0)[0])
+    fit(ToyModel(epochs=1), Toy(), run, watch_every=1)
+    assert len(made) == 1, "the one at the end, for the version's folder"
+
+
+def test_the_host_reads_the_losses_once_per_window_and_nothing_else(tmp_path, no_figures):
     """Every .item() or .cpu() in a step would make a GPU wait for the host.  Counted, not timed.
 
     With SGD, since fused Adam reads its step counters where they are on the CPU (on a GPU the kernel does).
     """
-    from torch.profiler import ProfilerActivity, profile
 
-    def reads(epochs, folder):
-        from tests.conftest import make_run
-
-        model = baseline(epochs=epochs)
+    def reads(epochs):
+        model = ToyModel(epochs=epochs)
         model.adam = torch.optim.SGD
         with profile(activities=[ProfilerActivity.CPU]) as found:
-            fit(model, data, make_run(folder), watch_every=10_000)
+            fit(model, Toy(), make_run(tmp_path / str(epochs)), show=False, watch_every=10_000)
         return sum(event.count for event in found.key_averages() if event.key == "aten::_local_scalar_dense")
 
-    few, many = reads(2, run.logs_dir / "a"), reads(12, run.logs_dir / "b")
-    steps = (12 - 2) * 8
-    assert (many - few) / steps < 0.5, "per step: reading losses and validating, spread over the steps"
+    assert (reads(6) - reads(1)) / (5 * 6) < 0.8, "per step: reading losses and validating, spread over the steps"
+
+
+def test_losses_of_many_batches_are_read_together_and_averaged(tmp_path):
+    logger = LossLogger(Toy(), 40)
+    written = []
+    experiment = types.SimpleNamespace(add_scalar=lambda *point: written.append(point))
+    trainer = types.SimpleNamespace(
+        logger=types.SimpleNamespace(experiment=experiment), world_size=1, current_epoch=0, max_epochs=2
+    )
+    model = ToyModel()
+    logger.on_train_start(trainer, model)
+    for batch in range(40):
+        model.record({"a": torch.tensor(float(batch))})
+        logger.on_train_batch_end(trainer, model, None, None, batch)
+    assert [point for point in written if point[0] == "loss/a"] == [("loss/a", 9.5, 20), ("loss/a", 29.5, 40)]
+    assert [row[:2] for row in logger.rows][::2] == [[20, "loss/a"], [40, "loss/a"]]
+    assert logger.summary()["images"] == 40 * 12

@@ -1,291 +1,212 @@
-import io
-import json
-import time
+"""Which folder a training goes to: changed code, data or settings train, and nothing is ever overwritten."""
 
-import numpy as np
+import subprocess
+import sys
+
 import pytest
 import yaml
-from torch.utils.tensorboard import SummaryWriter
 
 from helpers import versions
-from helpers.training import TrainingError
-from helpers.versions import groups, markdown, read_versions, rebuild, row, same_images
-from tests.conftest import ROOT, make_run
+from helpers.checkpoints import TrainingError
+from helpers.evaluation import evaluate
+from helpers.results import report
+from helpers.training import fit
+from helpers.versions import find_folder
+from tests.toy import BATCHES, Toy, ToyModel, error, make_run, stopped
 
-RESULTS = {
-    "notebook": "01_baseline_gan",
-    "profile": "full",
-    "dataset": "hazelnut",
-    "protocol": "one-class, 256x256",
-    "epochs": 2,
-    "train_seconds": 12.5,
-    "images_per_second": 300,
-    "parameters": 1234,
-    "device": "CPU (1 threads)",
-    "metrics": {"auroc": 0.75},
-    "seeds": {"auroc": [0.75, 0.85]},
+pytestmark = pytest.mark.usefixtures("no_figures")
+IDENTITY = {"epochs": 3, "code_fingerprint": "c", "data_fingerprint": "d"}
+
+
+class OtherLoss(ToyModel):
+    """Its loss is edited; the class has the same name, as in a notebook."""
+
+    def training_step(self, batch, batch_idx):
+        losses = {"reconstruction": 2 * error(self, batch[0]).mean()}
+        self.record(losses)
+        return self.weighted_sum(losses)
+
+
+OtherLoss.__name__ = "ToyModel"
+
+
+def find(tmp_path, name="", resume=True, run=None, **changes):
+    """The folder of a training, as a new kernel finds it, or a ``run`` that goes on."""
+    return find_folder(run or make_run(tmp_path), name, IDENTITY | changes, resume)
+
+
+# --- changed code trains ----------------------------------------------------------------------------------------------
+
+
+def train(run, model=None, data=None, **options):
+    return fit(model or ToyModel(epochs=1), data or Toy(), run, show=False, **options)
+
+
+def test_what_is_trained_already_is_loaded_with_one_line(tmp_path, capsys):
+    first = train(make_run(tmp_path))
+    for run in (make_run(tmp_path), first.run):  # after a new start, and in the same kernel
+        capsys.readouterr()
+        again = train(run)
+        assert again.folder == first.folder
+        said = capsys.readouterr().out
+        assert said.count("\n") == 1 and "already trained with these settings, data and code" in said
+        assert all((a == b).all() for a, b in zip(again.model.parameters(), first.model.parameters(), strict=True))
+        assert again.logger is not None, "interrupted before its report: that can still be written"
+
+
+CHANGES = {
+    "code": (lambda: OtherLoss(epochs=1), Toy, "other code"),
+    "settings": (lambda: ToyModel(epochs=1, lr=0.5), Toy, "other settings"),
+    "images": (lambda: ToyModel(epochs=1), lambda: edited("train"), "other data"),
+    "held-out images": (lambda: ToyModel(epochs=1), lambda: edited("validation"), "other data"),
 }
-LABEL = np.array([0, 0, 1, 1])
-BUFFER = io.BytesIO()
-np.save(BUFFER, LABEL)
-ONE_ARRAY = BUFFER.getvalue()
 
 
-def make_version(folder, scores=True, **changes):
-    """A version as ``fit`` and ``report`` leave it, small; ``changes`` of its results."""
-    folder.mkdir(parents=True)
-    (folder / "results.json").write_text(json.dumps(RESULTS | changes))
-    (folder / "hparams.yaml").write_text(yaml.safe_dump({"notebook": "01_baseline_gan", "model": "BaselineGAN"}))
-    with SummaryWriter(folder) as writer:
-        for batch in range(0, 100, 20):
-            writer.add_scalar("loss/reconstruction", 1 / (1 + batch), batch)
-            writer.add_scalar("speed/images_per_second", 300, batch)
-    if scores:
-        save_scores(folder)
-    return folder
+def edited(split):
+    """One pixel of one image is another."""
+    data = Toy()
+    getattr(data, split).images[0, 0, 0, 0] += 1
+    return data
 
 
-def save_scores(folder, **changes):
-    """scores.npz with an AUROC of 0.75."""
-    content = {"score": [0.0, 2.0, 1.0, 3.0], "label": LABEL, "kind": LABEL, "kinds": ["good", "crack"]}
-    np.savez_compressed(folder / "scores.npz", **content | {"validation": [0.0, 0.5]} | changes)
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_change_trains_in_a_new_version_and_says_why(tmp_path, capsys, change):
+    model, data, reason = CHANGES[change]
+    run = make_run(tmp_path)
+    first = train(run).folder
+    before = (first / "model.ckpt").read_bytes()
+    second = train(run, model(), data())
+    assert second.folder.name == "version_11" and second.history["batches"] == BATCHES
+    assert f"version_10 holds {reason}: a new version begins" in capsys.readouterr().out
+    assert (first / "model.ckpt").read_bytes() == before
+    assert train(make_run(tmp_path), model(), data()).folder == second.folder, "which is found again"
 
 
-@pytest.fixture
-def logs(tmp_path):
-    return tmp_path / "lightning_logs"
+def test_a_change_in_the_test_split_does_not_train_anew(tmp_path):
+    first = train(make_run(tmp_path)).folder
+    assert train(make_run(tmp_path), data=edited("test")).folder == first
 
 
-def only(logs):
-    (version,) = read_versions(logs, logs)
-    return version
+def test_resume_false_trains_again(tmp_path, capsys):
+    run = make_run(tmp_path)
+    first = train(run).folder
+    assert train(run, resume=False).folder != first
+    assert "this training, which was not to be resumed" in capsys.readouterr().out
+    assert train(make_run(tmp_path), resume=False).folder.name == "version_12"
 
 
-def test_a_whole_version_is_read(logs):
-    make_version(logs / "version_7")
-    version = only(logs)
-    assert (version.name, version.problem) == ("version_7", "")
-    assert version.losses == {
-        "reconstruction": ([0, 20, 40, 60, 80], pytest.approx([1, 1 / 21, 1 / 41, 1 / 61, 1 / 81]))
-    }
-    assert version.scores.score.tolist() == [0, 2, 1, 3]
-    assert version.scores.kinds == ("good", "crack")
-    assert version.seeds == [0.75, 0.85]
-    assert version.quality == pytest.approx(0.8)
-    assert version.hparams["model"] == "BaselineGAN"
+def test_once_reported_the_same_call_makes_a_new_version(tmp_path, monkeypatch):
+    monkeypatch.setattr("helpers.results._log", lambda *args: None)
+    run = make_run(tmp_path)
+    first = train(run)
+    report(evaluate(first.model, Toy()), first)
+    assert [train(r).folder.name for r in (run, make_run(tmp_path))] == ["version_11", "version_11"]
 
 
-def remove(name):
-    def change(folder):
-        for path in folder.glob(name):
-            path.unlink()
-
-    return change
-
-
-def write(name, content):
-    return lambda folder: (folder / name).write_bytes(content)
-
-
-def cut(name, keep):
-    def change(folder):
-        for path in folder.glob(name):
-            path.write_bytes(path.read_bytes()[: int(keep * path.stat().st_size)])
-
-    return change
-
-
-def results(**changes):
-    return lambda folder: (folder / "results.json").write_text(json.dumps(RESULTS | changes))
+def test_a_kernel_lost_in_the_7th_of_nine_trainings_finds_six_and_continues_the_7th(tmp_path, capsys, monkeypatch):
+    """The one without a name comes in between, as in notebook 4; a part is reported already."""
+    monkeypatch.setattr("helpers.results._log", lambda *args: None)
+    names = ["autoencoder", "soft", "seed_1", "seed_2", "", "a", "b", "c", "d"]
+    run = make_run(tmp_path)
+    for name in names[:6]:
+        found = train(run, ToyModel(epochs=2), name=name)
+        if name:
+            report(evaluate(found.model, Toy()), found)
+    with pytest.raises(RuntimeError, match="stopped"):
+        train(run, stopped(ToyModel(epochs=2), 4), name=names[6], checkpoint_seconds=0)
+    capsys.readouterr()
+    later = make_run(tmp_path)
+    folders = [train(later, ToyModel(epochs=2), name=name).folder for name in names]
+    assert {folder.relative_to(run.version).as_posix() for folder in folders} == {name or "." for name in names}
+    said = capsys.readouterr().out
+    assert said.count("already trained") == 6
+    assert said.count("continuing .../b after batch 4 of 12") == 1
 
 
-def without(*keys):
-    kept = {key: value for key, value in RESULTS.items() if key not in keys}
-    return lambda folder: (folder / "results.json").write_text(json.dumps(kept))
+# --- folders ----------------------------------------------------------------------------------------------------------
 
 
-def flip_a_byte(folder):
-    (path,) = folder.glob("events*")
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 255
-    path.write_bytes(content)
+def test_versions_start_after_the_committed_ones_and_count_up(tmp_path):
+    first = find(tmp_path)
+    assert first.name == "version_10"
+    assert yaml.safe_load((first / "hparams.yaml").read_text()) == IDENTITY
+    (tmp_path / "logs" / "version_31").mkdir()
+    (tmp_path / "logs" / "version_x").mkdir()
+    assert find(tmp_path, epochs=4).name == "version_32"
 
 
-DAMAGES = [
-    (remove("results.json"), "no results.json", False),
-    (lambda folder: (remove("results.json")(folder), write("last.ckpt", b"x")(folder)), "unfinished", False),
-    (write("results.json", b'{"metrics": '), "results.json is broken: no JSON", False),
-    (write("results.json", b"\xff\xfe"), "results.json is broken", False),
-    (write("results.json", b"[1, 2]"), "results.json is broken: no table", False),
-    (results(metrics={}), "no AUROC between 0 and 1", False),
-    (results(metrics={"auroc": "high"}), "no AUROC between 0 and 1", False),
-    (results(metrics={"auroc": float("nan")}), "no AUROC between 0 and 1", False),
-    (results(metrics=None), "no AUROC between 0 and 1", False),
-    (without("protocol", "dataset"), "of an older format: no dataset, protocol", False),
-    (without("seeds", "device"), "of an older format: no device, seeds", True),
-    (results(seeds=[0.5]), "of an older format: no seeds", True),
-    (results(train_seconds="long", epochs=None), "of an older format: no epochs, train_seconds", True),
-    (results(metrics={"auroc": 0.75, "pro": "good"}), "", True),
-    (results(seeds={"auroc": "many"}), "the seeds are no lists of numbers", True),
-    (results(seeds={"auroc": [0.5, 7]}), "the seeds are no lists of numbers", True),
-    (remove("hparams.yaml"), "no hparams.yaml", True),
-    (write("hparams.yaml", b"a: [1, 2"), "hparams.yaml is broken: no YAML", True),
-    (write("hparams.yaml", b"!!python/object:os.system {}"), "hparams.yaml is broken: no YAML", True),
-    (write("hparams.yaml", b"just words"), "hparams.yaml is broken: no table", True),
-    (remove("events*"), "no event file", True),
-    (cut("events*", 0), "empty event file", True),
-    (cut("events*", 0.5), "event file is cut short after", True),
-    (write("events.out.tfevents.9.x", b"these are no events at all"), "it is none of TensorBoard's", True),
-    (remove("scores.npz"), "no scores.npz (an older format)", True),
-    (cut("scores.npz", 0.5), "scores.npz is broken", True),
-    (cut("scores.npz", 0), "scores.npz is broken", True),
-    (lambda folder: np.savez(folder / "scores.npz", other=[1]), "scores.npz is broken", True),
-    (lambda folder: (folder / "scores.npz").write_bytes(ONE_ARRAY), "it holds one array", True),
-    (lambda folder: save_scores(folder, validation=[]), "held-out normal images", True),
-    (lambda folder: save_scores(folder, score=0.5), "scores.npz is broken", True),
-    (lambda folder: save_scores(folder, score=[0.0, 1.0]), "scores.npz is broken", True),
-    (lambda folder: save_scores(folder, kind=[0, 0, 1, 9]), "scores.npz is broken", True),
-    (lambda folder: save_scores(folder, score=[0.0, 1.0, 2.0, np.nan]), "scores.npz is broken", True),
-    (lambda folder: save_scores(folder, score=[0.0, 1.0, 2.0, 3.0]), "disagree: AUROC 1.0000 and 0.7500", True),
-]
+def test_further_trainings_are_sub_folders_with_their_own_settings(tmp_path):
+    run = make_run(tmp_path)
+    main = find(tmp_path, run=run)
+    assert find(tmp_path, "slow", run=run, epochs=9) == main / "slow"
+    assert versions.read_hparams(main / "slow")["epochs"] == 9
+    assert find(tmp_path, "slow", run=run, epochs=8).parent.name == "version_11"
 
 
-@pytest.mark.parametrize(
-    ("damage", "reason", "ranked"), DAMAGES, ids=[f"{n}-{reason}" for n, (_, reason, _) in enumerate(DAMAGES)]
-)
-def test_what_is_wrong_is_said_and_never_raised(logs, damage, reason, ranked):
-    damage(make_version(logs / "version_5"))
-    version = only(logs)
-    assert reason in version.problem
-    assert bool(reason) == bool(version.problem)
-    assert bool(version.results) is ranked
-    assert (list(groups([version]).values()) == [[version]]) is ranked
-    if ranked:
-        assert markdown([row(version)]).count("\n") == 2
+@pytest.mark.parametrize("name", ["../elsewhere", "a/b", "a b", "."])
+def test_a_name_is_a_folder_name(tmp_path, name):
+    with pytest.raises(ValueError, match="a name is letters, digits"):
+        find(tmp_path, name)
 
 
-def test_a_training_that_was_cut_short_keeps_its_losses_up_to_there(logs):
-    cut("events*", 0.7)(make_version(logs / "version_5"))
-    batches, _ = only(logs).losses["reconstruction"]
-    assert 0 < len(batches) < 5
+def test_a_reference_run_has_the_version_it_names_and_never_resumes_another(tmp_path, monkeypatch):
+    find(tmp_path)
+    monkeypatch.setenv("AD_VERSION", "0")
+    run = make_run(tmp_path)
+    assert find(tmp_path, run=run).name == find(tmp_path, run=run).name == "version_0"
+    with pytest.raises(TrainingError, match="version_0 exists: no earlier run is overwritten"):
+        find(tmp_path)
+    monkeypatch.setenv("AD_VERSION", "next")
+    with pytest.raises(ValueError, match="number of a version"):
+        find(tmp_path)
 
 
-def test_a_wrong_byte_in_an_event_file_is_survived(logs):
-    flip_a_byte(make_version(logs / "version_5"))
-    assert len(only(logs).losses.get("reconstruction", ([], []))[0]) < 5
-
-
-def test_empty_and_foreign_folders_are_listed(logs):
-    for name in ("version_6", "holiday pictures", "version_x", ".hidden"):
-        (logs / name).mkdir(parents=True)
-    (logs / "a file").write_text("x")
-    found = {version.name: version.problem for version in read_versions(logs, logs)}
-    assert found["version_6"] == "empty folder"
-    assert set(found) == {"version_6", "holiday pictures", "version_x"}
-    assert found["version_x"] == found["holiday pictures"] == "not a version: its name is not version_<number>"
-    assert read_versions(logs / "nowhere", logs / "nothing") == []
-
-
-def test_protocols_are_versions_and_seeds_are_not(logs):
-    make_version(logs / "version_10")
-    make_version(logs / "version_9")
-    make_version(logs / "version_9" / "transistor", dataset="transistor")
-    (make_version(logs / "version_9" / "seed_1") / "results.json").unlink()
-    assert [version.name for version in read_versions(logs, logs)] == [
-        "version_9",
-        "version_9/transistor",
-        "version_10",
-    ]
-
-
-def test_the_course_gives_its_versions_and_the_reader_all_others(tmp_path):
-    course, own = tmp_path / "course", tmp_path / "drive"
-    for folder in (course / "version_0", course / "version_7", own / "version_5", own / "version_0"):
-        make_version(folder)
-    found = {version.name: version.folder for version in read_versions(course, own)}
-    assert list(found) == ["version_0", "version_0 (2)", "version_5"]
-    assert found["version_0 (2)"] == own / "version_0"
-    assert [version.name for version in read_versions(course, course)] == ["version_0", "version_7"]
-
-
-def test_only_the_same_data_and_protocol_make_a_group(logs):
-    make_version(logs / "version_5")
-    make_version(logs / "version_6", protocol="one-class, 128x128", metrics={"auroc": 0.9}, seeds={})
-    make_version(logs / "version_7", protocol="one-class, 50% labelled anomalies")
-    make_version(logs / "version_8", dataset="SAMPLE DATA (hazelnuts)")
-    limited = make_version(logs / "version_9")
-    (limited / "hparams.yaml").write_text("limit: 64")
-    (make_version(logs / "version_10") / "results.json").unlink()
-    found = {task: [version.name for version in members] for task, members in groups(read_versions(logs, logs)).items()}
-    assert found == {
-        ("SAMPLE DATA (hazelnuts)", "one-class"): ["version_8"],
-        ("hazelnut", "one-class"): ["version_6", "version_5"],  # best first; the size belongs to the method
-        ("hazelnut", "one-class, 50% labelled anomalies"): ["version_7"],
-        ("hazelnut", "one-class, at most 64 images of each label"): ["version_9"],
-    }
-
-
-def test_same_images_are_told_from_others(logs):
-    make_version(logs / "version_5")
-    save_scores(make_version(logs / "version_6"), score=[5.0, 7.0, 6.0, 8.0])
-    save_scores(make_version(logs / "version_7"), kinds=["good", "cut"])
-    save_scores(make_version(logs / "version_8"), label=[0, 1, 0, 1], score=[0.0, 1.0, 2.0, 3.0])
-    make_version(logs / "version_9", scores=False)
-    first, same, *others = read_versions(logs, logs)
-    assert same_images(first, same)
-    assert not any(same_images(first, other) for other in others)
-
-
-def test_a_table_has_a_dash_where_nothing_is_known(logs):
-    make_version(logs / "version_5")
-    without("parameters", "epochs")(make_version(logs / "version_6"))
-    rows = [row(version) for version in read_versions(logs, logs)]
-    assert (rows[0]["AUROC"], rows[0]["parameters"], rows[0]["training s"]) == (
-        "0.8000 ± 0.0707 (2 seeds)",
-        "1,234",
-        "12",
+def test_two_that_claim_at_once_get_two_versions(tmp_path, monkeypatch):
+    find(tmp_path)
+    numbered, calls = versions.numbered, []
+    monkeypatch.setattr(
+        versions, "numbered", lambda logs: calls.append(1) or ({} if len(calls) == 2 else numbered(logs))
     )
-    assert (rows[1]["parameters"], rows[1]["epochs"]) == ("–", "–")
-    lines = markdown(rows).splitlines()
-    assert len(lines) == 4
-    assert {line.count("|") for line in lines} == {len(rows[0]) + 1}
+    assert find(tmp_path, epochs=4).name == "version_11"
 
 
-def test_every_committed_version_is_complete_and_quickly_read():
-    start = time.perf_counter()
-    found = read_versions(ROOT / "lightning_logs", ROOT / "nowhere")
-    assert time.perf_counter() - start < 15
-    assert {version.name: version.problem for version in found if version.problem} == {}
-    assert {"version_0", "version_1/one_class", "version_2", "version_3"} <= {version.name for version in found}
-    assert all(version.losses and version.scores is not None for version in found)
+def test_a_version_that_another_process_trains_is_not_continued(tmp_path):
+    mine = tmp_path / "logs" / "version_10"
+    mine.mkdir(parents=True)
+    (mine / "hparams.yaml").write_text(yaml.safe_dump(IDENTITY))
+    code = "import sys; from filelock import FileLock; lock = FileLock(sys.argv[1]); lock.acquire(); print(flush=True); input()"
+    command = [sys.executable, "-c", code, mine / ".lock"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        other.stdout.readline()
+        assert find(tmp_path).name == "version_11"
+        other.communicate("\n")
+    assert find(tmp_path, resume=True).name == "version_11", "the newest that fits"
 
 
-@pytest.mark.parametrize(("name", "model"), [("version_0", "BaselineGAN"), ("version_1/one_class", "DCGAN")])
-def test_models_are_rebuilt_from_notebook_and_version(tmp_path, name, model):
-    version = versions.read_version(ROOT / "lightning_logs" / name, name)
-    rebuilt = rebuild(version, make_run(tmp_path), ROOT / "notebooks")
-    assert type(rebuilt).__name__ == model
-    assert not rebuilt.training
-    assert rebuilt.history["epochs"] == version.results["epochs"]
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"a: [1, 2", b"!!python/object:os.system {}", b"just words", b""])
+def test_a_neighbour_that_cannot_be_read_does_not_block(tmp_path, content):
+    for number in (3, 12):
+        neighbour = tmp_path / "logs" / f"version_{number}"
+        neighbour.mkdir(parents=True)
+        (neighbour / "hparams.yaml").write_bytes(content)
+        (neighbour / "last.ckpt").write_bytes(b"broken")
+    assert find(tmp_path).name == "version_13"
 
 
-def test_what_cannot_be_rebuilt_is_said(tmp_path):
-    version = versions.read_version(ROOT / "lightning_logs" / "version_0", "version_0")
-    run, pages = make_run(tmp_path), ROOT / "notebooks"
-    with pytest.raises(TrainingError, match="a notebook that is not here: 01_baseline_gan"):
-        rebuild(version, run, tmp_path)
-    (tmp_path / "01_baseline_gan.ipynb").write_text('{"cells": []}')
-    with pytest.raises(TrainingError, match="defines no BaselineGAN"):
-        rebuild(version, run, tmp_path)
-    kept, version.hparams = version.hparams, {"notebook": "01_baseline_gan"}
-    with pytest.raises(TrainingError, match="BaselineGAN cannot be made from its settings"):
-        rebuild(version, run, pages)
-    version.hparams = kept | {"hidden": 16}
-    with pytest.raises(TrainingError, match="trained with other settings"):
-        rebuild(version, run, pages)
-    version.folder = tmp_path
-    with pytest.raises(TrainingError, match="has no model.ckpt"):
-        rebuild(version, run, pages)
-    (tmp_path / "model.ckpt").write_bytes(b"junk")
-    with pytest.raises(TrainingError, match="model.ckpt is broken"):
-        rebuild(version, run, pages)
+def test_a_closed_neighbour_does_not_block(tmp_path, monkeypatch):
+    closed = find(tmp_path)
+    read = type(closed).read_text
+
+    def refuse(path, *args, **kwargs):
+        if path.parent == closed:
+            raise PermissionError(13, "Permission denied")
+        return read(path, *args, **kwargs)
+
+    monkeypatch.setattr(type(closed), "read_text", refuse)
+    assert find(tmp_path).name == "version_11"
+
+
+def test_a_log_folder_that_cannot_be_made_is_one_clear_error(tmp_path):
+    (tmp_path / "logs").write_text("a file where the folder should be")
+    with pytest.raises(TrainingError, match="cannot write to the log folder .*: set AD_LOGS_DIR to a writable folder"):
+        find(tmp_path)

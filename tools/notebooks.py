@@ -4,6 +4,7 @@ python tools/notebooks.py                  write badges and set-up cells for the
 python tools/notebooks.py OWNER/NAME       change the address first
 """
 
+import ast
 import json
 import re
 import sys
@@ -11,11 +12,10 @@ import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-BADGE = "https://colab.research.google.com/assets/colab-badge.svg"
-BADGE_PATTERN = re.compile(
-    r"\[!\[Open in Colab\]\(.*?\)\]\(https://colab\.research\.google\.com/github/[\w.-]+/[\w.-]+/blob/main/notebooks/([\w.-]+)\)"
+COLAB = "https://colab.research.google.com"
+BADGE = re.compile(
+    r"\[!\[Open in Colab\]\(.*?\)\]\(https://colab\.research\.google\.com/github/.*?/notebooks/([\w.-]+)\)"
 )
-ADDRESS_PATTERN = re.compile(r"https://github\.com/[\w.-]+/[\w.-]+")
 MARK = "# Set-up, the same in every notebook"
 SET_UP = f"""{MARK}: find the course or fetch it, then add only what is missing.
 import shutil
@@ -43,7 +43,7 @@ install_missing()"""
 
 def address() -> str:
     """The repository's public address, from pyproject.toml."""
-    return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]["Repository"]
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["urls"]["Repository"]
 
 
 def notebooks() -> list[Path]:
@@ -51,10 +51,23 @@ def notebooks() -> list[Path]:
     return sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
-def trains(path: Path) -> bool:
-    """Whether a notebook trains a model and so leaves a version; one that does not only reads versions."""
-    cells = json.loads(path.read_text())["cells"]
-    return any(cell["cell_type"] == "code" and re.search(r"\bfit\(", "".join(cell["source"])) for cell in cells)
+def source(path: Path) -> str:
+    """The code of a notebook."""
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    return "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+
+
+def definitions(path: Path) -> dict:
+    """Imports, functions, classes and literal CONSTANTS of a notebook, executed: its very models, for tests and benchmarks."""
+    scope: dict = {"__name__": path.stem}
+    for node in ast.parse(source(path)).body:
+        names = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        constant = all(isinstance(name, ast.Name) and name.id.isupper() for name in names) and not any(
+            isinstance(part, ast.Call) for part in ast.walk(node)
+        )
+        if constant or isinstance(node, (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef)):
+            exec(compile(ast.Module([node], []), str(path), "exec"), scope)
+    return scope
 
 
 def set_up_cell() -> str:
@@ -64,38 +77,29 @@ def set_up_cell() -> str:
 
 def badge(name: str) -> str:
     """The Colab badge of one notebook, in Markdown."""
-    repository = address().removeprefix("https://github.com/")
-    return (
-        f"[![Open in Colab]({BADGE})](https://colab.research.google.com/github/{repository}/blob/main/notebooks/{name})"
-    )
+    link = f"{COLAB}/github/{address().removeprefix('https://github.com/')}/blob/main/notebooks/{name}"
+    return f"[![Open in Colab]({COLAB}/assets/colab-badge.svg)]({link})"
 
 
 def refresh() -> None:
     """Write the set-up cell and the badges everywhere for the address in pyproject.toml."""
     for path in notebooks():
-        book = json.loads(path.read_text())
+        book = json.loads(path.read_text(encoding="utf-8"))
         for cell in book["cells"]:
-            source = "".join(cell["source"])
-            if cell["cell_type"] == "code" and source.startswith(MARK):
-                cell["source"] = set_up_cell().splitlines(keepends=True)
-            elif cell["cell_type"] == "markdown" and BADGE_PATTERN.search(source):
-                source = BADGE_PATTERN.sub(lambda found: badge(found.group(1)), source)
-                cell["source"] = source.splitlines(keepends=True)
-        path.write_text(json.dumps(book, indent=1, ensure_ascii=False) + "\n")
-    readme = ROOT / "README.md"
-    text = BADGE_PATTERN.sub(lambda found: badge(found.group(1)), readme.read_text())
-    name = address().rsplit("/", 1)[1]
-    readme.write_text(re.sub(r"git clone \S+ && cd \S+", f"git clone {address()} && cd {name}", text))
-
-
-def change(repository: str) -> None:
-    """Set the address to ``owner/name`` and rewrite everything that holds it."""
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", repository) is None:
-        raise SystemExit(f"an address has the form owner/name: got {repository!r}")
-    project = ROOT / "pyproject.toml"
-    project.write_text(ADDRESS_PATTERN.sub(f"https://github.com/{repository}", project.read_text()))
-    refresh()
+            text = "".join(cell["source"])
+            text = set_up_cell() if text.startswith(MARK) else BADGE.sub(lambda found: badge(found[1]), text)
+            cell["source"] = text.splitlines(keepends=True)
+        path.write_text(json.dumps(book, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    readme, name = ROOT / "README.md", address().rsplit("/", 1)[1]
+    text = BADGE.sub(lambda found: badge(found[1]), readme.read_text(encoding="utf-8"))
+    text = re.sub(r"https://github\.com/\S+ && cd \S+", f"{address()} && cd {name}", text)
+    readme.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":
-    change(sys.argv[1]) if len(sys.argv) > 1 else refresh()
+    if len(sys.argv) > 1:
+        if re.fullmatch(r"[\w.-]+/[\w.-]+", sys.argv[1]) is None:
+            raise SystemExit(f"an address has the form owner/name: got {sys.argv[1]!r}")
+        project = ROOT / "pyproject.toml"
+        project.write_text(project.read_text().replace(address(), f"https://github.com/{sys.argv[1]}"))
+    refresh()

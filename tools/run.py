@@ -1,183 +1,179 @@
 """Run the notebooks from top to bottom with Jupyter's own executor.
 
-python tools/run.py [01 ...]               executed copies and a results table go to runs/<time>/
-python tools/run.py --reference [01 ...]   full training into version_0 .. version_4; outputs into notebooks/
+python tools/run.py [01 ...]               executed copies and a table of results go to runs/<time>/
+python tools/run.py --reference [01 ...]   full training into version_0, version_1 ...; outputs go into notebooks/
+python tools/run.py --outputs [01 ...]     outputs in notebooks/ made anew from the committed versions, nothing trained
 """
 
 import argparse
 import base64
 import io
 import os
+import re
 import sys
 import tempfile
 import time
 from pathlib import Path
 
 import nbformat
-import numpy as np
+import pandas as pd
+from jupyter_client import AsyncKernelManager
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
-from PIL import Image, ImageColor
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 LARGE = 80_000  # characters of a figure in a notebook
 sys.path.insert(0, str(ROOT))
 
-from helpers import runtime  # noqa: E402
-from helpers.plots import ANOMALOUS, NORMAL  # noqa: E402
-from helpers.versions import markdown, read_version, row  # noqa: E402
-from tools.notebooks import notebooks, trains  # noqa: E402
+from helpers import results, runtime  # noqa: E402
+from helpers.progress import Line, clock  # noqa: E402
+from tools.notebooks import notebooks, source  # noqa: E402
 
 
-def main() -> int:
-    """Parse arguments, run, print the table and where everything is."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("numbers", nargs="*", help="notebook numbers, e.g. 01 (default: all)")
-    parser.add_argument("--reference", action="store_true")
-    arguments = parser.parse_args()
-    chosen = [path for path in notebooks() if not arguments.numbers or path.name[:2] in arguments.numbers]
-    if not chosen:
-        known = ", ".join(path.name[:2] for path in notebooks())
-        raise SystemExit(f"no notebook {' '.join(arguments.numbers)}: there are {known}")
-    if arguments.reference:
-        return max(reference(path) for path in chosen)
+class Client(NotebookClient):
+    """Jupyter's executor; it shows the cell at work and the notebook's own line of progress."""
+
+    def tell(self, **where) -> None:
+        self.where = where.get("cell_index", 0) + 1
+        self.show("")
+
+    def show(self, text: str) -> None:
+        head = f"{self.title}: cell {self.where} of {len(self.nb.cells)}, {clock(time.monotonic() - self.started)}"
+        self.line.show(f"{head}  {text}"[:150], last=False)
+
+    def process_message(self, msg, cell, cell_index):
+        content = msg["content"]
+        if msg["msg_type"] in ("display_data", "update_display_data") and list(content["data"]) == ["text/plain"]:
+            self.show(content["data"]["text/plain"])
+        return super().process_message(msg, cell, cell_index)
+
+
+def execute(path: Path, target: Path, train: bool = True) -> tuple[str, float]:
+    """Run one notebook and write it with its outputs to ``target``; what went wrong, if anything, and the seconds."""
+    book = nbformat.read(path, as_version=4)
+    for cell in book.cells:
+        if not train and cell.cell_type == "code":
+            cell.source = re.sub(r"^TRAIN = True", "TRAIN = False", cell.source, flags=re.M)
+    kernel = AsyncKernelManager(kernel_name="python3", transport="tcp" if os.name == "nt" else "ipc")
+    folder = {"metadata": {"path": str(path.parent)}}
+    client = Client(book, km=kernel, timeout=None, resources=folder, record_timing=False, store_widget_state=False)
+    client.title, client.line, client.where, client.started = path.stem, Line(), 0, time.monotonic()
+    client.on_cell_start = client.tell
+    failure = ""
+    try:
+        client.execute()
+    except (CellExecutionError, DeadKernelError) as error:
+        said = f"{error.ename}: {error.evalue}" if isinstance(error, CellExecutionError) else str(error)
+        failure = f"cell {client.where}: {re.sub(chr(10) + '.*', '', said, flags=re.S)}"
+    seconds = time.monotonic() - client.started
+    for cell in book.cells:
+        if not train and cell.cell_type == "code":
+            cell.source = re.sub(r"^TRAIN = False", "TRAIN = True", cell.source, flags=re.M)
+        for output in cell.get("outputs", []):
+            shrink(output.get("data", {}))
+    nbformat.write(book, target)
+    client.line.show(
+        f"{path.stem}: {'FAILED in ' + failure if failure else 'ok'}, {seconds:.0f} s".ljust(150), last=True
+    )
+    return failure, seconds
+
+
+def shrink(data: dict) -> None:
+    """Write a large figure with a palette of 256 colours, so that notebooks full of photographs stay small."""
+    if len(data.get("image/png", "")) > LARGE:
+        figure, smaller = Image.open(io.BytesIO(base64.b64decode(data["image/png"]))), io.BytesIO()
+        few = figure.convert("RGB").quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+        few.save(smaller, "PNG", optimize=True)
+        data["image/png"] = base64.b64encode(smaller.getvalue()).decode()
+
+
+def run(chosen: list[Path]) -> int:
+    """Run notebooks at the profile of this machine; a table of what they measured, and one line for each failure."""
     folder = ROOT / "runs" / time.strftime("%Y-%m-%d_%H%M%S")
     folder.mkdir(parents=True)
     profile = runtime.current_profile()
     if profile == "smoke":
         os.environ.setdefault("AD_LOGS_DIR", str(folder / "lightning_logs"))
-    logs = runtime.logs_dir(profile)
-    failed, written = 0, []
-    for path in chosen:
-        before = results(logs)
-        failed |= execute(path, folder / path.name)
-        written += [found for found, _ in sorted(results(logs).items() - before.items())]
-    text = table(written, logs)
-    (folder / "results.md").write_text(text + "\n")
-    print(f"\n{text}\n\nexecuted notebooks and results.md: {folder}")
-    return failed
+    logs, begun = runtime.logs_dir(profile), time.time()
+    print(f"profile {profile}; data: {runtime.show_path(runtime.data_dir())}, else the embedded samples")
+    outcome = {path.stem: execute(path, folder / path.name) for path in chosen}
+    new = [path.parent for path in logs.glob("version_*/**/results.json") if path.stat().st_mtime >= begun - 1]
+    print("\n" + (text := summary(results.load_results(logs), new)))
+    (folder / "results.md").write_text(text + "\n", encoding="utf-8")
+    failed = {name: why for name, (why, _) in outcome.items() if why}
+    for name, why in failed.items():
+        print(f"FAILED {name}, {why}; see {runtime.show_path(folder / name)}.ipynb")
+    print(f"\n{len(chosen) - len(failed)} of {len(chosen)} notebooks ok in {sum(s for _, s in outcome.values()):.0f} s; "
+          f"executed copies: {runtime.show_path(folder)}")  # fmt: skip
+    return int(bool(failed))
 
 
-def execute(source: Path, target: Path) -> int:
-    """Run one notebook and write it with its outputs to ``target``; 0 if no cell failed."""
-    book = nbformat.read(source, as_version=4)
-    started = time.monotonic()
-    cells = len(book.cells)
-
-    def tell(cell, cell_index):
-        if sys.stdout.isatty():  # a log file needs no counter
-            print(
-                f"\r{source.stem}: cell {cell_index + 1} of {cells}, {time.monotonic() - started:.0f} s",
-                end="",
-                flush=True,
-            )
-
-    client = NotebookClient(
-        book,
-        timeout=None,
-        kernel_name="python3",
-        resources={"metadata": {"path": str(source.parent)}},
-        record_timing=False,
-        store_widget_state=False,
-        on_cell_start=tell,
+def summary(table: pd.DataFrame, folders: list[Path]) -> str:
+    """The new versions as a table: what was measured on what, beside a control without a network."""
+    if not len(table) or not (rows := table[table["folder"].isin(folders)]).shape[0]:
+        return "no new results"
+    shown = pd.DataFrame({
+        "version": rows.index,
+        "notebook": rows["notebook"],
+        "data": rows["dataset"] + " (" + rows["subset"] + ")",
+        "normal": rows["normal_class"],
+        "labelled": [f"{share:.0%}" if share else "none" for share in rows["anomaly_fraction"]],
+        "AUROC": [f"{value:.3f}" for value in rows["auroc"]],
+        "no network": [f"{value:.3f}" if value == value and value is not None else "" for value in rows["control_auroc"]],
+        "train s": [f"{value:.0f}" for value in rows["train_seconds"]],
+    })  # fmt: skip
+    return "Test AUROC of these trainings, and of a control without a network on the same images\n" + shown.to_string(
+        index=False
     )
-    try:
-        client.execute()
-    except (CellExecutionError, DeadKernelError) as error:
-        print(f"\n{source.stem} FAILED:\n{error}")
-        nbformat.write(book, target)
-        return 1
-    shrink(book)
-    nbformat.write(book, target)
-    print(f"\r{source.stem}: done in {time.monotonic() - started:.0f} s" + " " * 20)
-    return 0
-
-
-def shrink(book: nbformat.NotebookNode) -> None:
-    """Write large figures with a palette of 256 colours, so that notebooks full of photographs stay below 3 MB."""
-    for cell in book.cells:
-        for output in cell.get("outputs", []):
-            png = output.get("data", {}).get("image/png", "")
-            if len(png) > LARGE:
-                smaller = io.BytesIO()
-                figure = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB")
-                _few_colours(figure).save(smaller, "PNG", optimize=True)
-                output["data"]["image/png"] = base64.b64encode(smaller.getvalue()).decode()
-
-
-def _few_colours(figure: Image.Image) -> Image.Image:
-    """A figure in 256 colours: its own, and those of the captions, whose few pixels would otherwise turn grey."""
-    captions = [ImageColor.getrgb(colour) for colour in (NORMAL, ANOMALOUS)]
-    tones = [[255 + (part - 255) * ink for part in rgb] for rgb in captions for ink in (1, 0.75, 0.5, 0.25)]
-    coarse = figure.quantize(256 - len(tones), dither=Image.Dither.NONE)
-    pixels, chosen = np.asarray(figure, dtype=int), np.array(coarse)
-    error = ((pixels - np.asarray(coarse.convert("RGB"), dtype=int)) ** 2).sum(-1)
-    for place, tone in enumerate(np.array(tones, dtype=int), 256 - len(tones)):
-        distance = ((pixels - tone) ** 2).sum(-1)
-        chosen[distance < error] = place
-        error = np.minimum(error, distance)
-    few = Image.fromarray(chosen)
-    photographs = coarse.getpalette()[: 3 * (256 - len(tones))]
-    photographs += [0] * (3 * (256 - len(tones)) - len(photographs))
-    few.putpalette([*photographs, *np.array(tones, dtype=int).flatten().tolist()])
-    return few
 
 
 def reference(path: Path) -> int:
-    """Replace the outputs of one notebook and, if it trains, the committed version; keep the old ones if it fails."""
-    return _train_again(path) if trains(path) else _read_again(path)
-
-
-def _read_again(path: Path) -> int:
-    """A notebook that trains nothing reads the committed versions, and no other: the outputs must not depend on mine."""
-    unfinished, before = path.with_suffix(".unfinished"), dict(os.environ)
-    with tempfile.TemporaryDirectory() as empty:
-        os.environ |= {"AD_PROFILE": "full", "AD_DATA": "real", "AD_LOGS_DIR": f"{empty}/lightning_logs"}
-        failed = execute(path, unfinished)
-    os.environ.clear()
-    os.environ.update(before)
-    if failed:
-        print(f"outputs up to the failure: {unfinished}; {path.name} is as it was")
-    else:
-        unfinished.replace(path)
-    return failed
-
-
-def _train_again(path: Path) -> int:
+    """Train one notebook in full into its committed version; the old version and outputs stay if it fails."""
     number = int(path.name[:2]) - 1
     logs = runtime.logs_dir("full")
     version, old = logs / f"version_{number}", logs / f"replaced_version_{number}_{int(time.time())}"
     if version.exists():
         version.rename(old)
         print(f"the version before is kept as {old.name}")
-    os.environ |= {"AD_PROFILE": "full", "AD_DATA": "real", "AD_VERSION": str(number)}
+    os.environ |= {"AD_PROFILE": "full", "AD_VERSION": str(number)}
     unfinished = path.with_suffix(".unfinished")
-    failed = 1
-    try:
-        failed = execute(path, unfinished) or int(not (version / "results.json").exists())
-    finally:
-        if failed and old.exists():
-            if version.exists():
-                version.rename(logs / f"failed_version_{number}_{int(time.time())}")
+    failure, _ = execute(path, unfinished)
+    if failure or not (version / "results.json").exists():
+        if version.exists():
+            version.rename(logs / f"failed_version_{number}_{int(time.time())}")
+        if old.exists():
             old.rename(version)
-    if failed:
         print(f"outputs up to the failure: {unfinished}; {path.name} and {version.name} are as they were")
-    else:
-        unfinished.replace(path)
-        print(table(sorted(results(version)), logs))
-    return failed
+        return 1
+    unfinished.replace(path)
+    return 0
 
 
-def results(folder: Path) -> dict[Path, float]:
-    """Every results.json below a folder, with the time it was written."""
-    return {path: path.stat().st_mtime for path in folder.rglob("results.json")}
+def outputs(path: Path) -> int:
+    """Run one notebook on the committed versions alone, and keep its outputs."""
+    with tempfile.TemporaryDirectory() as empty:
+        os.environ |= {"AD_PROFILE": "full", "AD_LOGS_DIR": f"{empty}/lightning_logs"}
+        failure, _ = execute(path, path.with_suffix(".unfinished"), train=False)
+    if not failure:
+        path.with_suffix(".unfinished").replace(path)
+    return int(bool(failure))
 
 
-def table(written: list[Path], logs: Path) -> str:
-    """The versions of these results.json as a Markdown table."""
-    found = [read_version(path.parent, path.parent.relative_to(logs).as_posix()) for path in written]
-    rows = [{"data and protocol": ": ".join(version.task)} | row(version) for version in found if version.results]
-    return markdown(rows) if rows else "no new results"
+def main() -> int:
+    """Parse arguments and run."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("numbers", nargs="*", help="notebook numbers, e.g. 01 (default: all)")
+    parser.add_argument("--reference", action="store_true")
+    parser.add_argument("--outputs", action="store_true")
+    arguments = parser.parse_args()
+    chosen = [path for path in notebooks() if not arguments.numbers or path.name[:2] in arguments.numbers]
+    if not chosen:
+        known = ", ".join(path.name[:2] for path in notebooks())
+        raise SystemExit(f"no notebook {' '.join(arguments.numbers)}: there are {known}")
+    if arguments.reference:
+        return max(reference(path) for path in chosen if "fit(" in source(path))
+    return max(outputs(path) for path in chosen) if arguments.outputs else run(chosen)
 
 
 if __name__ == "__main__":

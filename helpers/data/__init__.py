@@ -1,1 +1,0 @@
-"""Data sets, downloads, embedded samples and device-resident batches."""

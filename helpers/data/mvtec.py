@@ -1,59 +1,38 @@
-"""MVTec AD and every folder in its layout: good images to train on, kinds of defects with masks to test on."""
+"""MVTec AD and every folder in its layout: good images to train on, defect types with masks to test on."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from helpers.data import samples
-from helpers.data.defects import object_region, paint
-from helpers.data.download import DamagedFile, checksum_of, download, one_at_a_time, unpack
-from helpers.data.images import list_images, read_images, read_mask
-from helpers.data.loader import Augment, OneClassData, Split, good_and_painted
+from helpers.data.batches import Augment, Split, good_and_painted, require
+from helpers.data.images import list_images, list_types, read_images, read_mask
+from helpers.data.one_class import OneClassData
+from helpers.data.samples import find_data
+from helpers.data.synthetic import paint
 from helpers.runtime import Run, say_once, show_path
 
-CATEGORIES = (
-    "bottle", "cable", "capsule", "carpet", "grid", "hazelnut", "leather", "metal_nut", "pill", "screw", "tile",
-    "toothbrush", "transistor", "wood", "zipper",
-)  # fmt: skip
-MIRRORS = "https://www.mydrive.ch/shares/"
-ARCHIVES = {  # category: addresses of its own archive, newest first; no checksum is published for these
-    "hazelnut": (
-        MIRRORS + "150457/51d49f65e84bdc100ff8035d7dd783ea/download/420937545-1629959162/hazelnut.tar.xz",
-        MIRRORS + "38536/3830184030e49fe74747669442f0f283/download/420937545-1629959162/hazelnut.tar.xz",
-    ),
-    "transistor": (
-        MIRRORS + "150464/99b8ea0332438d64fcc2475ee73f9c29/download/420938166-1629960554/transistor.tar.xz",
-        MIRRORS + "38536/3830184030e49fe74747669442f0f283/download/420938166-1629960554/transistor.tar.xz",
-    ),
+HOME = "mvtec_anomaly_detection"  # in the data folder
+COMPLETE = {"hazelnut": 391, "transistor": 213}  # good training images; of these categories samples/ holds a part
+ARCHIVES = {  # only these are downloaded, the newer address first; other categories are placed by hand
+    "hazelnut": ("420937545-1629959162", "150457/51d49f65e84bdc100ff8035d7dd783ea"),
+    "transistor": ("420938166-1629960554", "150464/99b8ea0332438d64fcc2475ee73f9c29"),
 }
-WHOLE = (
-    MIRRORS + "150996/b52ecdcbf521176e9db9c731f2304b27/download/420938113-1629960298/mvtec_anomaly_detection.tar.xz",
-    "cf4313b13603bec67abb49ca959488f7eedce2a9f7795ec54446c649ac98cd3d",
-)
+OLDER = "38536/3830184030e49fe74747669442f0f283"
 LICENCE = (
     "MVTec AD: Bergmann, Batzner, Fauser, Sattlegger, Steger, International Journal of Computer Vision 129, 2021. "
     "CC BY-NC-SA 4.0, MVTec Software GmbH: not for commercial use."
 )
 PAINTED = ("crack", "cut", "hole", "print")
-PAINTED_IMAGES = 10  # more would only cost time
 
 
 class MVTec(OneClassData):
-    """A category of MVTec AD, or a folder in its layout: ``train/good``, ``test/<kind>``, ``ground_truth/<kind>``.
+    """A category of MVTec AD, or a folder in its layout: ``train/good``, ``test/<type>``, ``ground_truth/<type>``.
 
-    run: gives device and data folder.
     dataset: the name of a category, or the path of a folder.
-    size: side of the images in pixels.  grey: one channel instead of three.
-    batch_size, images_per_epoch, augment: as for ``OneClassData``.
-    held_out: share of the good training images kept for thresholds.  To watch training, some of them also
-        come with ``PAINTED`` defects and their masks; these are part of ``validation``, never of a threshold.
-    limit: at most so many images of each kind in each split (smoke runs).
-
-    Test images of a kind without masks count for image metrics only.  Raises ValueError for settings that
-    cannot be met and for a category that does not exist, DataError for missing or broken files.
+    held_out: share of the good images kept for thresholds, some of them once more with ``PAINTED`` defects, to watch.
+    max_images: at most so many images of each defect type in each split.
     """
 
     def __init__(
@@ -67,147 +46,52 @@ class MVTec(OneClassData):
         seed: int = 0,
         augment: Augment | None = None,
         held_out: float = 0.1,
-        limit: int | None = None,
+        max_images: int | None = None,
     ):
-        if not 0 < held_out < 1:
-            raise ValueError(f"held_out is the share of good images kept for thresholds, in (0, 1): got {held_out}")
+        require((0 < held_out < 1, f"held_out, the share of good images kept for thresholds, is in (0, 1): {held_out}"))
         super().__init__(run.device, batch_size, 0, seed, augment, images_per_epoch)
-        root, self.is_sample = mvtec_root(run, dataset)
-        name = "SAMPLE DATA (rendered hazelnuts)" if self.is_sample else root.name
-        cache = None if run.profile == "smoke" else run.data_dir / "cache"
+        root, embedded = mvtec_root(run, dataset)
+        paths = list_images(root / "train" / "good")
+        images = read_images(paths[:max_images], size, grey)
+        tests, defect_type, types = list_types(root / "test", max_images)
+        self.dataset, self.defect_types = root.resolve().name, tuple(dict.fromkeys((*types, *PAINTED)))
+        of = f"of {COMPLETE[self.dataset]} " if COMPLETE.get(self.dataset, 0) > len(paths) else ""
+        at_most = f", at most {max_images} of each type" if len(images) < len(paths) else ""
+        self.subset = f"{'embedded part: ' * embedded}{len(paths)} {of}good images{at_most}"
 
-        train = list_images(_folder(root, "train/good"))[:limit]
-        if len(train) < 2:
-            raise DamagedFile(
-                f"{root / 'train/good'} holds one image: some for training and some for thresholds are needed"
-            )
-        images = read_images(train, size, grey, cache)
-        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
+        images = images[torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))]
         kept = max(1, round(held_out * len(images)))
+        self.train = good_and_painted(images[kept:])
+        self.validation = good_and_painted(images[:kept], self._painted(images[:kept]))
+        label, (mask, has_mask) = (defect_type > 0).long(), _masks(root, tests, size)
+        self.test = Split(read_images(tests, size, grey), label, defect_type, mask, has_mask | (label == 0))
+        if missing := int((~self.test.has_mask).sum()):
+            say_once(f"{show_path(root)}: {missing} defective test images have no mask and count for no pixel metrics")
 
-        kinds = sorted(path.name for path in _folder(root, "test").iterdir() if path.is_dir() and path.name != "good")
-        self.kinds = ("good", *kinds, *(kind for kind in PAINTED if kind not in kinds))
-        self.train = _good(images[order[kept:]])
-        self.validation = _with_painted_defects(images[order[:kept]], self.kinds, seed)
-        self.test = self._test(root, ("good", *kinds), size, grey, cache, limit)
-        self.dataset = f"{name}, {len(train)} good images"
-        self.protocol = f"one-class, {size}x{size}"
+    def _painted(self, images: Tensor) -> list[tuple[Tensor, Tensor, int]]:
+        """The first ten images, each once with every painted defect: image, mask and defect type."""
+        random, index = np.random.default_rng(self.seed), self.defect_types.index
+        return [(*paint(image, name, random), index(name)) for name in PAINTED for image in images[:10]]
 
-    def _test(
-        self, root: Path, kinds: Sequence[str], size: int, grey: bool, cache: Path | None, limit: int | None
-    ) -> Split:
-        paths, kind, masks, has_mask = [], [], [], []
-        for index, name in enumerate(kinds):
-            if name == "good" and not (root / "test" / name).is_dir():
-                continue
-            images = list_images(root / "test" / name)
-            found = {} if name == "good" else _masks(root, name, images)
-            for path in images[:limit]:
-                mask = found.get(path.stem)
-                paths.append(path)
-                kind.append(index)
-                has_mask.append(name == "good" or mask is not None)
-                masks.append(torch.zeros(size, size, dtype=torch.bool) if mask is None else read_mask(mask, path, size))
-        if set(kind) != set(range(len(kinds))) or len(kinds) < 2:
-            raise DamagedFile(
-                f"{root / 'test'} needs a folder good and at least one folder of a defect, each with images"
-            )
-        without = has_mask.count(False)
-        if without:
-            say_once(
-                f"{show_path(root)}: {without} defective test images have no mask: they count for image metrics only"
-            )
-        kind = torch.tensor(kind)
-        return Split(
-            read_images(paths, size, grey, cache), (kind > 0).long(), kind, torch.stack(masks), torch.tensor(has_mask)
-        )
+
+def _masks(root: Path, images: list[Path], size: int) -> tuple[Tensor, Tensor]:
+    """Masks (N, size, size), named as the images or ``NAME_mask.png``, and (N,) bool: whether there is one."""
+    files = (root / "ground_truth").glob("*/[!.]*")
+    by_name = {(path.parent.name, path.stem.removesuffix("_mask")): path for path in files}
+    found = [by_name.get((path.parent.name, path.stem)) for path in images]
+    empty = torch.zeros(size, size, dtype=torch.bool)
+    masks = [empty if path is None else read_mask(path, size) for path in found]
+    return torch.stack(masks), torch.tensor([path is not None for path in found])
 
 
 def mvtec_root(run: Run, dataset: str) -> tuple[Path, bool]:
-    """The folder of a category (found, or downloaded), and whether it is the rendered sample instead."""
-    how = f"Put the category's folder at {show_path(_home(run) / Path(dataset).name)}"
-    return samples.real_or_sample(
-        run,
-        lambda: _real(run, dataset),
-        lambda parent: samples.hazelnuts_as_mvtec(parent / "mvtec_anomaly_detection" / "hazelnut"),
-        "rendered hazelnuts",
-        how,
-    )
-
-
-def _home(run: Run) -> Path:
-    return run.data_dir / "mvtec_anomaly_detection"
-
-
-def _real(run: Run, dataset: str) -> Path:
-    places = [_home(run) / dataset, run.data_dir / dataset, Path(dataset).expanduser()]
-    for place in places:  # a name with a separator is a path; a bare one never means the working directory
-        if place.is_dir() and (place != places[2] or Path(dataset).name != dataset):
-            return place
-    if dataset not in CATEGORIES:
-        there = sorted(
-            {path.parent.parent.name for parent in (_home(run), run.data_dir) for path in parent.glob("*/train/good")}
-        )
-        raise ValueError(
-            f"there is no data set {dataset!r}: neither a folder nor a category. "
-            f"At hand in {show_path(run.data_dir)}: {', '.join(there) or 'none'}. MVTec AD has {', '.join(CATEGORIES)}"
-        )
-    target = _home(run) / dataset
-    with one_at_a_time(target):
-        if not target.is_dir():
-            _fetch(dataset, target, run.data_dir)
-    return target
-
-
-def _fetch(dataset: str, target: Path, data_dir: Path) -> None:
-    """Download a category, unpack it as ``target`` and note the archive's checksum in it."""
-    urls, checksum = (ARCHIVES[dataset], None) if dataset in ARCHIVES else (WHOLE[:1], WHOLE[1])
-    archive = download(urls, data_dir / urls[0].rsplit("/", 1)[1], checksum)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    found = checksum or checksum_of(archive, "sha256")
-    unpack(archive, dataset, target)
-    (target / "archive.sha256").write_text(f"{found}  {archive.name}\n")  # to compare a later download with
+    """The folder of a category or of a path, and whether it is the embedded part (see ``find_data``)."""
     if dataset in ARCHIVES:
-        archive.unlink()  # the whole set stays: other categories are in it
-
-
-def _folder(root: Path, name: str) -> Path:
-    if not (root / name).is_dir():
-        raise DamagedFile(
-            f"{root} has no folder {name}: expected MVTec's layout, train/good, test/good, test/<kind of defect> "
-            "and, where defects are marked, ground_truth/<kind of defect>"
-        )
-    return root / name
-
-
-def _masks(root: Path, kind: str, images: list[Path]) -> dict[str, Path]:
-    """The mask of each image that has one, by the image's stem."""
-    folder = root / "ground_truth" / kind
-    if not folder.is_dir():
-        return {}
-    found = {path.stem.removesuffix("_mask"): path for path in list_images(folder)}
-    strangers = sorted(set(found) - {path.stem for path in images})
-    if strangers:
-        raise DamagedFile(
-            f"the mask {found[strangers[0]]} belongs to no image: there is no {strangers[0]} in {root / 'test' / kind}"
-        )
-    return found
-
-
-def _good(images: Tensor) -> Split:
-    zeros = torch.zeros(len(images), dtype=torch.long)
-    masks = torch.zeros(len(images), *images.shape[2:], dtype=torch.bool)
-    return Split(images, zeros, zeros, masks, torch.ones(len(images), dtype=torch.bool))
-
-
-def _with_painted_defects(images: Tensor, kinds: tuple[str, ...], seed: int) -> Split:
-    """Held-out good images, then the first of them again, once with every kind of painted defect."""
-    random = np.random.default_rng(seed)
-    some = images[:PAINTED_IMAGES]
-    regions = [object_region(image) for image in some]
-    painted = [
-        (*paint(image, name, random, region), kinds.index(name))
-        for name in PAINTED
-        for image, region in zip(some, regions, strict=True)
-    ]
-    return good_and_painted(images, painted)
+        number, newer = ARCHIVES[dataset]
+        urls = [f"https://www.mydrive.ch/shares/{share}/download/{number}/{dataset}.tar.xz" for share in (newer, OLDER)]
+        return find_data(run, f"{HOME}/{dataset}", {"": (urls, None)})
+    places = [parent / Path(dataset).expanduser() for parent in (run.data_dir / HOME, run.data_dir, Path())]
+    there = [place for place in places if place.is_dir()]
+    where = f"place it in {show_path(run.data_dir)}/{HOME}, or give the path of a folder"
+    require((bool(there), f"no data set {dataset!r}: {where}; {' and '.join(ARCHIVES)} come by themselves"))
+    return there[0], False

@@ -1,128 +1,98 @@
+"""Fixtures of the data tests: runs, files in MNIST's format, and a web server on this machine."""
+
+import gzip
 import http.server
 import socket
+import struct
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from helpers.data.samples import write_idx
 from helpers.runtime import Run, say_once
-
-
-class FileServer:
-    """A local web server with the faults of real ones.
-
-    files: {path without the slash: bytes}; seen: (path, Range header or None) of every request.
-    cuts: how many bytes of the body the next answers send before the connection breaks; an answer
-    that finds the list empty is whole.  ranges: whether Range is honoured.  stalls: instead of
-    breaking, a cut answer keeps the connection open and silent.
-    """
-
-    def __init__(self, files):
-        self.files, self.seen, self.cuts, self.ranges, self.stalls = dict(files), [], [], True, False
-        self.over = threading.Event()
-        outer = self
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_GET(self):
-                outer.answer(self)
-
-            def log_message(self, *args):
-                pass
-
-        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_address[1]}/"
-        self.thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.01})
-        self.thread.start()
-
-    def answer(self, request):
-        name, wanted = request.path.lstrip("/"), request.headers.get("Range")
-        self.seen.append((name, wanted))
-        if name not in self.files:
-            return request.send_error(404)
-        body, start = self.files[name], 0
-        if wanted and self.ranges:
-            start = int(wanted.removeprefix("bytes=").rstrip("-"))
-            if start >= len(body):
-                return request.send_error(416)
-        request.send_response(206 if wanted and self.ranges else 200)
-        if wanted and self.ranges:
-            request.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
-        request.send_header("Content-Length", str(len(body) - start))
-        request.end_headers()
-        if not self.cuts:
-            return request.wfile.write(body[start:])
-        request.wfile.write(body[start : start + self.cuts.pop(0)])
-        request.wfile.flush()
-        return self.over.wait(10) if self.stalls else None
-
-    def ranges_seen(self):
-        return [wanted for _, wanted in self.seen]
-
-    def close(self):
-        self.over.set()
-        self.server.shutdown()
-        self.server.server_close()
-        self.thread.join()
 
 
 @pytest.fixture(autouse=True)
 def nothing_said_yet():
-    """What one test was told is told to the next one too."""
+    """What one test was told once is told to the next one too."""
     say_once.cache_clear()
 
 
 @pytest.fixture
+def make_run(tmp_path):
+    """``make_run(profile)``: a run on the CPU whose data folder is empty until the test fills it."""
+
+    def make(profile: str = "quick") -> Run:
+        return Run("01_test", profile, torch.device("cpu"), tmp_path / "data", tmp_path / "logs")
+
+    return make
+
+
+@pytest.fixture
 def serve(monkeypatch):
-    """``serve({name: bytes})`` starts a FileServer; all of them stop after the test."""
-    monkeypatch.setenv("no_proxy", "*")  # a proxy of the machine must not come between
+    """``serve({name: bytes})`` gives the address of a server with these files and the list of names asked for."""
+    monkeypatch.setenv("no_proxy", "*")
     servers = []
 
-    def start(files):
-        servers.append(FileServer(files))
-        return servers[-1]
+    def start(files: dict[str, bytes], length: bool = True) -> tuple[str, list[str]]:
+        seen = []
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self):
+                name = self.path.lstrip("/")
+                seen.append(name)
+                if name not in files:
+                    return self.send_error(404)
+                self.send_response(200)
+                if length:
+                    self.send_header("Content-Length", str(len(files[name])))
+                self.end_headers()
+                return self.wfile.write(files[name])
+
+            do_HEAD = do_GET
+
+            def log_message(self, *args):
+                pass
+
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        servers.append(server)
+        return f"http://127.0.0.1:{server.server_address[1]}/", seen
 
     yield start
     for server in servers:
-        server.close()
+        server.shutdown()
+        server.server_close()
 
 
 @pytest.fixture
 def dead_url(monkeypatch):
     """The address of a port on which nobody listens."""
     monkeypatch.setenv("no_proxy", "*")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    return f"http://127.0.0.1:{port}/"
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return f"http://127.0.0.1:{probe.getsockname()[1]}/"
+
+
+def write_idx(path: Path, array: np.ndarray) -> None:
+    """A uint8 array as an idx file, packed if the name ends in .gz."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape) + array.astype(np.uint8).tobytes()
+    path.write_bytes(gzip.compress(content, mtime=0) if path.suffix == ".gz" else content)
 
 
 @pytest.fixture
-def make_run(tmp_path):
-    """``make_run()`` is a Run in the temporary folder, as ``runtime.start`` would make it."""
+def numbered(tmp_path):
+    """FashionMNIST/raw in the data folder: 60 training and 20 test images a class, all different.
 
-    def make(profile="quick", data_dir=None):
-        data_dir = data_dir or tmp_path / "data"
-        return Run("test", profile, torch.device("cpu"), data_dir, tmp_path / "logs")
-
-    return make
-
-
-TRAIN_EACH, TEST_EACH = 60, 20  # images of each of the ten classes in the numbered set
-
-
-@pytest.fixture(scope="session")
-def numbered(tmp_path_factory):
-    """Four idx files in which every image is different: its first three pixels are its place and its file.
-
-    So a test can tell which images went where (in real sets some images are there twice).
+    The first three pixels of an image are its place in its file and the file, so that tests can tell them apart.
     """
-    folder = tmp_path_factory.mktemp("numbered")
-    for stem, each, mark in (("train", TRAIN_EACH, 0), ("t10k", TEST_EACH, 1)):
-        count = each * 10
-        images = np.zeros((count, 28, 28), dtype=np.uint8)
-        images[:, 0, 0], images[:, 0, 1], images[:, 0, 2] = np.arange(count) // 256, np.arange(count) % 256, mark
-        write_idx(folder / f"{stem}-images-idx3-ubyte.gz", images)
-        write_idx(folder / f"{stem}-labels-idx1-ubyte.gz", np.arange(count) % 10)
-    return folder
+    raw = tmp_path / "data" / "FashionMNIST" / "raw"
+    for part, each, mark in (("train", 60, 0), ("t10k", 20, 1)):
+        place = np.arange(10 * each)
+        images = np.zeros((10 * each, 28, 28), dtype=np.uint8)
+        images[:, 0, 0], images[:, 0, 1], images[:, 0, 2] = place // 256, place % 256, mark
+        write_idx(raw / f"{part}-images-idx3-ubyte.gz", images)
+        write_idx(raw / f"{part}-labels-idx1-ubyte.gz", place % 10)
+    return raw

@@ -1,0 +1,90 @@
+"""Progress in sight, in a notebook and in a terminal."""
+
+import io
+import sys
+import types
+
+import pytest
+
+from helpers import progress
+from helpers.progress import Display, Line, clock, in_notebook
+from helpers.training import fit
+from tests.toy import Toy, ToyModel
+
+
+@pytest.fixture
+def kernel(monkeypatch):
+    """A notebook whose clock stands still: what it shows, and ``now``."""
+    found = types.SimpleNamespace(now=100.0, shown=[], updated=[])
+
+    def display(content, raw, display_id):
+        found.shown.append(content)
+        return types.SimpleNamespace(update=lambda content, raw: found.updated.append(content))
+
+    monkeypatch.setattr(progress, "in_notebook", lambda: True)
+    monkeypatch.setattr(progress.time, "monotonic", lambda: found.now)
+    monkeypatch.setattr("IPython.display.display", display)
+    return found
+
+
+def test_a_display_is_one_place_that_is_updated(kernel):
+    display = Display(0)
+    for content in ("first", "second", "third"):
+        display.draw(content)
+    assert (kernel.shown, kernel.updated) == (["first"], ["second", "third"])
+
+
+def test_a_line_is_updated_twice_a_second_at_most_and_its_last_text_always(kernel):
+    line = Line()
+    for tenth in range(30):
+        kernel.now = 100 + tenth / 10
+        line.show(f"batch {tenth}")
+    line.show("done", last=True)
+    texts = [content["text/plain"] for content in kernel.shown + kernel.updated]
+    assert texts == ["batch 0", "batch 5", "batch 10", "batch 15", "batch 20", "batch 25", "done"]
+
+
+def test_a_log_file_gets_only_the_last_text(capsys):
+    line = Line()
+    line.show("batch 1")
+    line.show("done", last=True)
+    assert capsys.readouterr().out == "done\n"
+
+
+def test_a_terminal_gets_one_line_without_remains_of_a_longer_one(monkeypatch):
+    screen = io.StringIO()
+    screen.isatty = lambda: True
+    monkeypatch.setattr(sys, "stdout", screen)
+    line = Line()
+    line.show("a long text")
+    line.show("short", last=True)
+    assert screen.getvalue() == "\ra long text\rshort      \n"
+
+
+def test_only_a_kernel_is_a_notebook(monkeypatch):
+    shell = types.SimpleNamespace()
+    monkeypatch.setitem(sys.modules, "IPython", types.SimpleNamespace(get_ipython=lambda: shell))
+    assert not in_notebook()
+    shell.kernel = object()
+    assert in_notebook()
+    monkeypatch.delitem(sys.modules, "IPython")
+    assert not in_notebook()
+
+
+def test_outside_of_a_notebook_a_display_is_silent(capsys):
+    Display(0).draw("figure")
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (61.9, "1:01"), (3599, "59:59"), (7325, "2:02:05")])
+def test_clock(seconds, text):
+    assert clock(seconds) == text
+
+
+def test_the_line_of_a_training_names_epoch_batch_speed_time_left_and_losses(run, kernel, no_figures):
+    fit(ToyModel(), Toy(), run, show=False)
+    (text,) = {content["text/plain"] for content in kernel.shown if isinstance(content, dict)}
+    assert (
+        text.startswith("epoch 1/3, batch 6/18, ") and " images/s, 0:0" in text and " left; reconstruction 0." in text
+    )
+    assert kernel.updated[-1]["text/plain"].startswith("trained on 216 images in ")

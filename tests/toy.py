@@ -1,0 +1,143 @@
+"""A small data set and small models that every part of the course works with; most tests use nothing else."""
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from helpers import runtime
+from helpers.data.batches import Augment, Split, to_float
+from helpers.data.one_class import OneClassData
+from helpers.models import AnomalyModel
+
+ROOT = Path(__file__).resolve().parents[1]
+CPU = torch.device("cpu")
+SIDE = 8
+SETTINGS = {"epochs": 3, "lr": 0.01, "weight_repulsion": 0.1, "seed": 0}
+BATCHES = 6  # in an epoch of ``Toy``
+
+
+def make_run(folder: Path, notebook: str = "01_toy", **changes) -> runtime.Run:
+    """A run whose data and logs are below ``folder``: the same folder stands for the same machine."""
+    return runtime.Run(notebook, "smoke", CPU, folder / "data", folder / "logs", **changes)
+
+
+class Toy(OneClassData):
+    """Dark noise; anomalous images have a bright square, in one of two sizes.
+
+    masks: mark the squares in validation and test split, but for that of the last test image.
+    """
+
+    dataset, subset, anomaly_fraction = "toy", "48 good images", 0.5
+    defect_types = ("good", "dent", "scratch")
+
+    def __init__(self, seed: int = 0, masks: bool = False, augment: Augment | None = None):
+        super().__init__(CPU, 12, 4, seed, augment or Augment(flip=0.5, shift=0.2, noise=0.1))
+        self.train, self.validation, self.test = squares(48, seed), squares(4, seed + 1, masks), squares(10, 2, masks)
+        if masks:
+            self.test.has_mask[-1] = False
+            self.test.mask[-1] = False
+
+
+def squares(count: int, seed: int, masks: bool = False) -> Split:
+    """``count`` normal images, then as many anomalous ones."""
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randint(0, 120, (2 * count, 1, SIDE, SIDE), generator=generator).byte()
+    mask, defect_type = torch.zeros(2 * count, SIDE, SIDE, dtype=torch.bool), torch.zeros(2 * count, dtype=torch.long)
+    for place in range(count, 2 * count):
+        defect_type[place] = 1 + place % 2
+        side = 2 * int(defect_type[place])
+        images[place, :, 2 : 2 + side, 2 : 2 + side], mask[place, 2 : 2 + side, 2 : 2 + side] = 250, True
+    label = (defect_type > 0).long()
+    return Split(images, label, defect_type, *((mask, torch.ones(2 * count, dtype=torch.bool)) if masks else ()))
+
+
+class ToyModel(AnomalyModel):
+    """One optimiser, a schedule, scores relative to the training images'; its output depends on the mode."""
+
+    def __init__(self, settings: dict | None = None, **changes):
+        super().__init__((settings or SETTINGS) | changes)
+        torch.manual_seed(self.hparams.seed)
+        self.net = nn.Sequential(nn.Flatten(), nn.Linear(SIDE**2, 8), nn.BatchNorm1d(8), nn.Dropout(0.2))
+        self.last = nn.Linear(8, SIDE**2)
+        self.register_buffer("usual", torch.ones(()))  # learned when the training ends
+
+    def configure_optimizers(self):
+        optimizer = self.adam(self.parameters(), self.hparams.lr)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda batch: 1 - batch / (self.n_batches + 1))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def training_step(self, batch, batch_idx):
+        normal, anomalous = batch
+        losses = {"reconstruction": error(self, normal).mean()}
+        losses["repulsion"] = torch.relu(1 - error(self, anomalous)).mean()
+        self.record(losses)
+        return self.weighted_sum(losses)
+
+    def on_train_end(self):
+        with torch.no_grad():
+            self.usual.copy_(error(self.eval(), to_float(self.trainer.train_dataloader.images)).mean())
+
+    def reconstruct(self, x):
+        return self.last(self.net(x)).view_as(x)
+
+    def anomaly_score(self, x):
+        return error(self, x) / self.usual
+
+
+def error(model: AnomalyModel, x: torch.Tensor) -> torch.Tensor:
+    return (x - model.reconstruct(x)).square().mean((1, 2, 3))
+
+
+class WithMap(ToyModel):
+    """It can also say where."""
+
+    def anomaly_map(self, x):
+        return (x - self.reconstruct(x)).square().mean(1)
+
+
+class Adversarial(ToyModel):
+    """Two optimisers that step by hand."""
+
+    automatic_optimization = False
+
+    def __init__(self, settings: dict | None = None, **changes):
+        super().__init__(settings, **changes)
+        self.discriminator = nn.Linear(SIDE**2, 1)
+
+    def configure_optimizers(self):
+        generator = [*self.net.parameters(), *self.last.parameters()]
+        return [self.adam(part, self.hparams.lr) for part in (generator, self.discriminator.parameters())]
+
+    def training_step(self, batch, batch_idx):
+        for_generator, for_discriminator = self.optimizers()
+        normal, _ = batch
+        fake = self.reconstruct(normal)
+        real_or_fake = (self.decide(normal) - 1).square().mean() + self.decide(fake.detach()).square().mean()
+        for_discriminator.zero_grad()
+        self.manual_backward(real_or_fake)
+        for_discriminator.step()
+        losses = {
+            "reconstruction": (normal - fake).square().mean(),
+            "adversarial": (self.decide(fake) - 1).square().mean(),
+        }
+        for_generator.zero_grad()
+        self.manual_backward(self.weighted_sum(losses))
+        for_generator.step()
+        self.record(losses | {"discriminator": real_or_fake})
+
+    def decide(self, x):
+        return self.discriminator(x.flatten(1))
+
+
+def stopped(model: AnomalyModel, batch: int, error: BaseException | None = None, hook: str = "on_train_batch_start"):
+    """``model``, whose training ends with ``error`` in ``hook`` when that is called for the ``batch``-th time, from 0."""
+    before, calls = getattr(model, hook), iter(range(10**9))
+
+    def stop(*args):
+        if next(calls) == batch:
+            raise error or RuntimeError("stopped")
+        return before(*args)
+
+    setattr(model, hook, stop)
+    return model

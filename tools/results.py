@@ -1,0 +1,77 @@
+"""Write RESULTS.md from the committed versions and docs/published.csv: python tools/results.py"""
+
+import re
+import sys
+from pathlib import Path
+
+import pandas as pd
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from helpers.results import load_results, mean_std  # noqa: E402
+
+METRICS = {"auroc": "AUROC", "pixel_auroc": "pixel AUROC", "pixel_average_precision": "pixel AP"}
+COLUMNS = ("method", *METRICS.values(), "detected", "false alarms", "calibrated on", "training", "version")
+MEANS = (  # table of a version, column, rows, what it is the mean of, published beside it
+    ("version_1/ten_classes.csv", "auroc", 10, "Fashion-MNIST, ten classes in turn, 50% labelled anomalies: DCGAN", "0.986, Kim et al. 2020"),
+    ("version_4/ten_classes.csv", "whitened", 10, "Fashion-MNIST, ten classes in turn, no labels: GANomaly, whitened score", ""),
+    ("version_4/ten_classes.csv", "plain", 10, "the same, the paper's score", ""),
+    ("version_3/mnist.csv", "auroc", 10, "MNIST, ten digits in turn normal: Deep SVDD, the paper's network", "0.948, Ruff et al. 2018"),
+    ("version_4/mnist.csv", "whitened", 10, "MNIST, ten digits in turn anomalous: GANomaly, whitened score", ""),
+)  # fmt: skip
+
+
+def task_table(rows: pd.DataFrame, published: pd.DataFrame) -> list[dict]:
+    """The control, what others report, and our versions, best mean AUROC first."""
+    lines = [{"method": f"{row.control} (no network)", "AUROC": f"{row.control_auroc:.4f}"}
+             for row in rows.dropna(subset="control_auroc").drop_duplicates("control_auroc").itertuples()]  # fmt: skip
+    lines += [{"method": f"*{row['method']}*"} | {title: row[name] for name, title in METRICS.items()}
+              for row in published.to_dict("records")]  # fmt: skip
+    for name, row in rows.sort_values("auroc_mean", ascending=False).iterrows():
+        line = {"method": f"**{row['model']}**, notebook {int(row['notebook'][:2])}", "version": f"`{name}`"}
+        for metric, title in METRICS.items():
+            if row.get(metric) == row.get(metric):  # not NaN
+                line[title] = mean_std(row["seeds"].get(metric) or [row[metric]])
+        for rate, title, count in (("true", "detected", "anomalous"), ("false", "false alarms", "normal")):
+            of = row[f"n_test_{count}"]
+            line[title] = f"{round(row[f'{rate}_positive_rate'] * of):,} of {of:,}"
+        low, high = row["true_positive_rate_interval"]
+        line["detected"] += f" ({low:.2f} to {high:.2f})"
+        lines.append(
+            line | {"calibrated on": f"{row['n_calibration']:,} images", "training": f"{row['train_seconds']:,.0f} s"}
+        )
+    return lines
+
+
+def markdown(lines: list[dict], columns: tuple = COLUMNS) -> str:
+    """Rows as a Markdown table; missing values stay empty."""
+    rows = [columns, ["---"] * len(columns), *([str(line.get(column, "")) for column in columns] for line in lines)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def text(logs: Path) -> str:
+    """RESULTS.md: its head stays, the tables are made anew."""
+    table, published = load_results(logs), pd.read_csv(ROOT / "docs" / "published.csv", dtype=str, keep_default_na=False)
+    parts = []
+    for _, rows in table.groupby("task", sort=False):
+        first = rows.iloc[0]
+        share = first["anomaly_fraction"]
+        key = f"{first['normal_class']} {share}"
+        others = published[(published["dataset"] == first["dataset"]) & (published["task"] == key)]
+        labels = f"{share:.0%} labelled anomalies" if share else "no labels"
+        title = (
+            f"{first['dataset']} ({first['subset']}): {first['normal_class']} normal, {labels}, {first['tested_on']}"
+        )
+        parts.append(f"## {title}\n\n{markdown(task_table(rows, others))}")
+    means = [{"mean of": what, "AUROC": f"{pd.read_csv(logs / file)[column][:count].mean():.4f}", "published": other, "table": f"`{file}`"}
+             for file, column, count, what, other in MEANS if (logs / file).exists()]  # fmt: skip
+    parts.append(
+        "## Means over classes (one seed each)\n\n" + markdown(means, ("mean of", "AUROC", "published", "table"))
+    )
+    head = (ROOT / "RESULTS.md").read_text(encoding="utf-8").split("\n## ")[0].rstrip()
+    return re.sub(r"\n{3,}", "\n\n", "\n\n".join([head, *parts])) + "\n"
+
+
+if __name__ == "__main__":
+    (ROOT / "RESULTS.md").write_text(text(ROOT / "lightning_logs"), encoding="utf-8")
