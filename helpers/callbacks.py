@@ -1,4 +1,4 @@
-"""What happens around a training step: losses logged, reconstructions shown."""
+"""What happens around a training step: losses logged, reconstructions shown, checkpoints written."""
 
 import time
 from pathlib import Path
@@ -9,38 +9,35 @@ import torch
 from torch.nn import functional as F
 
 from helpers import metrics, plots
-from helpers.checkpoints import LAST, TrainingError
-from helpers.data.batches import to_float, to_uint8
+from helpers.checkpoints import LAST, TrainingError, check_finite
+from helpers.data.batches import Batches, rank_and_world, to_float, to_uint8
 from helpers.data.one_class import OneClassData
 from helpers.models import map_images, score_images
-from helpers.progress import Display, Line, clock
+from helpers.progress import Display, Line, clock, in_notebook
 
 WINDOW = 20  # batches between two readings of the losses: the only regular host synchronisation
 FRAMES, FRAME_SIDE = 12, 64  # of the film: moments kept, and their largest side in pixels
 
 
 class LossLogger(pl.Callback):
-    """Every loss under its name, the speed, a line of progress, and about ten times the scores of held-out images.
+    """Losses, speed, a line of progress, about ten times the scores of held-out images; all as (batch, name, value) rows.
 
-    Losses stay on the device and are read once per ``WINDOW`` batches.  ``rows`` holds (batch, name, value) of all
-    that was logged; it is part of the checkpoint, so a resumed training continues its curves.
     Raises TrainingError at the first loss that is not finite, before any checkpoint of it can be written.
     """
 
     def __init__(self, data: OneClassData, total: int):
         self.data, self.total, self.line = data, total, Line()
         self.seconds, self.batches, self.rows = 0.0, 0, []
-        self.batch_size = data.normals_per_batch + data.anomalies_per_batch
+        self.batch_size = (data.normals_per_batch + data.anomalies_per_batch) * rank_and_world()[1]
 
     def state_dict(self) -> dict:
         return {"seconds": self.seconds, "batches": self.batches, "rows": self.rows}
 
     def load_state_dict(self, state: dict) -> None:
-        self.seconds, self.batches, self.rows = state["seconds"], state["batches"], state["rows"]
+        vars(self).update(state)
 
     def on_train_start(self, trainer, model) -> None:
         model.batch_losses.clear()  # of an earlier fit that was stopped
-        self.batch_size *= trainer.world_size
         self.clock = time.perf_counter()
 
     def on_train_batch_end(self, trainer, model, outputs, batch, batch_idx) -> None:
@@ -51,7 +48,7 @@ class LossLogger(pl.Callback):
         self.read(trainer, model)
         done = trainer.current_epoch + 1
         if done % max(1, trainer.max_epochs // 10) == 0 or done == trainer.max_epochs:
-            self.validate(trainer, model)  # about ten points make a curve; more would only cost time
+            self.validate(trainer, model)
             model.train()
 
     def validate(self, trainer, model) -> None:
@@ -80,55 +77,47 @@ class LossLogger(pl.Callback):
             return
         values = torch.stack(model.batch_losses).cpu()
         model.batch_losses.clear()
-        first, now = self.batches, time.perf_counter()
-        self.batches += len(values)
-        self.seconds += now - self.clock
-        speed = len(values) * self.batch_size / max(now - self.clock, 1e-9)
-        self.clock = now
         bad = torch.nonzero(~torch.isfinite(values))
         if len(bad):
             batch, column = bad[0].tolist()
-            kept = (Path(trainer.logger.log_dir) / LAST).exists()
-            raise TrainingError(
-                f"loss {model.loss_names[column]!r} became {values[batch, column]:g} at batch {first + batch} "
-                f"(epoch {trainer.current_epoch}): training stopped. "
-                f"{'The last good checkpoint stays' if kept else 'There is no checkpoint yet'}; try a smaller learning rate"
-            )
+            what = f"loss {model.loss_names[column]!r} became {values[batch, column]:g} at batch {self.batches + batch}"
+            saved = (Path(trainer.logger.log_dir) / LAST).exists()
+            kept = "The last good checkpoint stays" if saved else "There is no checkpoint yet"
+            raise TrainingError(f"{what} (epoch {trainer.current_epoch}). {kept}; try a smaller learning rate")
+        start, self.clock = self.clock, time.perf_counter()
+        self.batches += len(values)
+        self.seconds += self.clock - start
+        speed = len(values) * self.batch_size / max(self.clock - start, 1e-9)
         means = dict(zip(model.loss_names, values.mean(0).tolist(), strict=True))
         for name, mean in means.items():
             self.add(trainer, f"loss/{name}", mean)
         self.add(trainer, "speed/images_per_second", speed)
-        left = (self.total - self.batches) * self.seconds / self.batches
-        self.line.show(
-            f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}, batch {self.batches:,}/{self.total:,}, "
-            f"{speed:,.0f} images/s, {clock(left)} left; " + ", ".join(f"{k} {v:.3g}" for k, v in means.items())
-        )
+        left = clock((self.total - self.batches) * self.seconds / self.batches)
+        place = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}, batch {self.batches:,}/{self.total:,}"
+        losses = ", ".join(f"{name} {mean:.3g}" for name, mean in means.items())
+        self.line.show(f"{place}, {speed:,.0f} images/s, {left} left; {losses}")
 
     def summary(self) -> dict:
         """Seconds, images and speed of the whole training, over all its interruptions; also shown in place of the line."""
-        images = self.batches * self.batch_size
+        images, seconds = self.batches * self.batch_size, round(self.seconds, 2)
         speed = round(images / self.seconds) if self.seconds else 0
-        self.line.show(f"trained on {images:,} images in {self.seconds:.0f} s: {speed:,} images/s", last=True)
-        seconds = round(self.seconds, 2)
+        self.line.show(f"trained on {images:,} images in {seconds:.0f} s: {speed:,} images/s", last=True)
         return {"train_seconds": seconds, "images": images, "batches": self.batches, "images_per_second": speed}
 
 
 class ReconstructionLogger(pl.Callback):
-    """Reconstructions of the same held-out images at batch 0, 100, 200 ...: in TensorBoard, inline, and as a film.
+    """Reconstructions of the same held-out images every so many batches: in TensorBoard, as a film, and inline.
 
-    The film (``frames``, at most ``FRAMES`` of them, evenly spaced) becomes part of the checkpoint.
     Drawing inline takes about 5 % of the time at most: a slow figure comes less often.
     """
 
     def __init__(self, data: OneClassData, every: int, show: bool):
         self.every, self.title = every, data.title
-        self.display = Display(0.0) if show else None
-        large = data.validation.images.shape[-1] > 2 * FRAME_SIDE
-        fixed = data.validation.first_of_each(4 if large else 8)
+        self.display = Display(0.0) if show and in_notebook() else None
+        fixed = data.validation.first_of_each(4 if data.validation.images.shape[-1] > 2 * FRAME_SIDE else 8)
         self.inputs, self.label = to_float(fixed.images, data.device), fixed.label
         self.filmed = [*range(2), *range(int((fixed.label == 0).sum()), len(fixed))][:4]
-        self.frames: list[torch.Tensor] = []
-        self.frame_batches: list[int] = []
+        self.frames, self.frame_batches = [], []  # of the film
 
     def state_dict(self) -> dict:
         return {"frames": self.frames, "batches": self.frame_batches}
@@ -136,14 +125,9 @@ class ReconstructionLogger(pl.Callback):
     def load_state_dict(self, state: dict) -> None:
         self.frames, self.frame_batches = state["frames"], state["batches"]
 
-    def on_train_start(self, trainer, model) -> None:
-        if not self.frames:
-            trainer.logger.experiment.add_image("reconstructions/input", plots.tile(to_uint8(self.inputs)), 0)
-
     def on_train_batch_start(self, trainer, model, batch, batch_idx) -> None:
-        done = trainer.fit_loop.total_batch_idx
-        if done % self.every == 0:
-            self.look(trainer, model, done)
+        if trainer.fit_loop.total_batch_idx % self.every == 0:
+            self.look(trainer, model, trainer.fit_loop.total_batch_idx)
 
     def on_train_end(self, trainer, model) -> None:
         self.look(trainer, model, trainer.fit_loop.total_batch_idx + 1, last=True)
@@ -154,6 +138,8 @@ class ReconstructionLogger(pl.Callback):
         model.eval()
         rebuilt = to_uint8(model.reconstruct(self.inputs).float())
         model.train()
+        if not self.frames:
+            trainer.logger.experiment.add_image("reconstructions/input", plots.tile(to_uint8(self.inputs)), 0)
         trainer.logger.experiment.add_image("reconstructions/output", plots.tile(rebuilt), batch)
         self.film(rebuilt, batch, model.n_batches, last)
         if last or (self.display and self.display.due()):
@@ -170,7 +156,35 @@ class ReconstructionLogger(pl.Callback):
         """Keep a small copy of four of the images, at ``FRAMES`` moments of the training at most."""
         if last or batch * (FRAMES - 1) >= len(self.frames) * total:
             frame = rebuilt[self.filmed].cpu()
-            if frame.shape[-1] > FRAME_SIDE:
-                frame = F.interpolate(frame.float(), FRAME_SIDE, mode="area").round().byte()
-            self.frames.append(frame)
+            side = min(FRAME_SIDE, frame.shape[-1])
+            self.frames.append(F.interpolate(frame.float(), side, mode="area").round().byte())
             self.frame_batches.append(batch)
+
+
+class LastCheckpoint(pl.callbacks.Checkpoint):
+    """A full checkpoint at most every ``seconds``, the newest kept, also where optimisation is manual.
+
+    There is none at the last batch of an epoch but at the end of that epoch, and none at the end of the last:
+    a resumed training would leave out the model's ``on_train_epoch_end`` and ``on_train_end``.
+    """
+
+    def __init__(self, path: Path, seconds: float, losses: LossLogger, loader: Batches):
+        self.path, self.seconds, self.losses, self.clock = path, seconds, losses, time.monotonic()
+        # Lightning restores a loader's position only if nobody asked for its length in configure_optimizers
+        self.state_dict, self.load_state_dict = loader.state_dict, loader.load_state_dict
+
+    def on_train_batch_end(self, trainer, model, outputs, batch, batch_idx) -> None:
+        if not trainer.is_last_batch and (trainer.world_size == 1 or batch_idx % 100 == 99):
+            self.save(trainer, model)
+
+    def on_train_epoch_end(self, trainer, model) -> None:
+        if trainer.current_epoch + 1 < trainer.max_epochs:
+            self.save(trainer, model)
+
+    def save(self, trainer, model) -> None:
+        """Write the checkpoint if it is time, all processes together."""
+        if trainer.strategy.broadcast(time.monotonic() - self.clock >= self.seconds):
+            self.losses.read(trainer, model)  # refuses to go on with a loss that is not finite
+            check_finite(model)
+            trainer.save_checkpoint(self.path)
+            self.clock = time.monotonic()

@@ -10,11 +10,10 @@ import torch
 from torch.nn import functional as F
 
 from helpers import metrics
-from helpers.data.batches import to_float
+from helpers.data.batches import Split, to_float
 from helpers.data.one_class import OneClassData
 from helpers.models import AnomalyModel, map_images, score_images
 from helpers.progress import Line
-from helpers.results import read_results
 from helpers.runtime import Run
 
 PIXEL_PERCENTILE = 99.9  # defects are small: one pixel in a thousand of good images may be flagged
@@ -23,30 +22,21 @@ CONTROL = "5 nearest neighbours on raw pixels"
 
 @dataclass
 class Scores:
-    """Anomaly scores of one model: on the test split, and on the held-out normal images.
+    """Anomaly scores of one model, higher is more anomalous: on the test split, and on held-out normal images."""
 
-    score: (N,) float64, higher is more anomalous; label: (N,) 0 or 1; defect_type: (N,) index into ``defect_types``;
-    validation: (M,) scores of the held-out normal images, which make the threshold; title: data set and protocol;
-    images_per_second: speed of scoring the test split.
-    Of a model with anomaly maps, where defects are marked: maps (N, H, W) float32, masks (N, H, W) bool,
-    has_mask (N,) bool, validation_maps (M, H, W) of the held-out normal images; else None.
-    percentile: of the held-out normal scores that becomes the threshold; for pixels it is ``PIXEL_PERCENTILE``.
-    views: how many of the M held-out scores show the same image (augmented views); M / views images calibrate.
-    """
-
-    score: np.ndarray
-    label: np.ndarray
-    defect_type: np.ndarray
+    score: np.ndarray  # (N,) float64, of the test images
+    label: np.ndarray  # (N,) 0 or 1
+    defect_type: np.ndarray  # (N,) index into ``defect_types``
     defect_types: tuple[str, ...]
-    validation: np.ndarray
-    title: str
-    images_per_second: float
-    maps: np.ndarray | None = None
-    masks: np.ndarray | None = None
-    has_mask: np.ndarray | None = None
-    validation_maps: np.ndarray | None = None
-    percentile: float = 99.0
-    views: int = 1
+    validation: np.ndarray  # (M,) scores of the held-out normal images, which make the thresholds
+    title: str  # data set and protocol
+    images_per_second: float  # speed of scoring the test split
+    maps: np.ndarray | None = None  # (N, H, W) float32; None, as the next three, without maps or marked defects
+    masks: np.ndarray | None = None  # (N, H, W) bool, True on a defect
+    has_mask: np.ndarray | None = None  # (N,) bool, False where nobody marked the defect
+    validation_maps: np.ndarray | None = None  # (M, H, W)
+    percentile: float = 99.0  # of the held-out scores, which becomes the threshold
+    views: int = 1  # how many of the M held-out scores show the same image: M / views images calibrate
 
     @property
     def measures_pixels(self) -> bool:
@@ -55,17 +45,14 @@ class Scores:
 
     @property
     def n_calibration(self) -> int:
-        """Held-out normal images behind the threshold; views of an image do not count as images."""
         return len(self.validation) // self.views
 
     @cached_property
     def threshold(self) -> float:
-        """The score above which an image is flagged, from held-out normal images."""
         return metrics.threshold(self.validation, self.percentile)
 
     @cached_property
     def pixel_threshold(self) -> float:
-        """The map value above which a pixel is flagged, from pixels of held-out normal images."""
         return metrics.threshold(self.validation_maps.ravel(), PIXEL_PERCENTILE)
 
     @cached_property
@@ -80,15 +67,14 @@ class Scores:
     @cached_property
     def interval(self) -> tuple[float, float]:
         """95 % interval of the true positive rate at the threshold."""
-        return metrics.true_positive_rate_interval(self.score, self.label, self.validation, self.percentile)
+        scores = self.score, self.label, self.validation
+        return metrics.true_positive_rate_interval(*scores, self.percentile, views=self.views)
 
     @property
     def auroc(self) -> float:
-        """Area under the ROC curve of the test images."""
         return metrics.auroc(self.score, self.label)
 
     def by_defect_type(self) -> dict[str, float]:
-        """AUROC of each type of anomaly against all normal test images, hardest first."""
         return metrics.per_defect_type(self.score, self.label, self.defect_type, self.defect_types)
 
     def marked(self) -> "Scores":
@@ -98,87 +84,72 @@ class Scores:
 
     def __str__(self) -> str:
         """The metrics as a table, with the counts behind the rates and what the threshold can promise."""
-        n, (normal, anomalous) = self.n_calibration, (int((self.label == value).sum()) for value in (0, 1))
-        rates = {name: self.metrics[f"{name}_positive_rate"] for name in ("true", "false")}
-        interval = "95 % interval {:.3f} to {:.3f}".format(*self.interval)
+        n, (normal, anomalous), (low, high) = self.n_calibration, np.bincount(self.label), self.interval
+        caught, false = ((self.score[self.label == value] > self.threshold).sum() for value in (1, 0))
         notes = {
-            "true_positive_rate": f"{round(rates['true'] * anomalous):,} of {anomalous:,}; {interval}",
-            "false_positive_rate": f"{round(rates['false'] * normal):,} of {normal:,}",
+            "true_positive_rate": f"{caught:,} of {anomalous:,}; 95 % interval {low:.3f} to {high:.3f}",
+            "false_positive_rate": f"{false:,} of {normal:,}",
             "best_f1_on_test": (optimistic := "optimistic: threshold selected on test labels"),
             "pixel_best_f1_on_test": optimistic,
         }
-        lines = [f"{self.title}: {normal:,} normal and {anomalous:,} anomalous test images"]
+        views = f", each in {self.views} views" if self.views > 1 else ""
+        of = f"{self.percentile:g}th percentile of {n:,} held-out normal images{views}"
+        promise = f"{n:,} images promise a false positive rate of {1 / (n + 1):.2g} at best, 1 / ({n:,} + 1)"
+        rows = [(name, f"{value:.4f}", notes.get(name, "")) for name, value in self.metrics.items()]
+        rows += [("threshold", f"{self.threshold:.4g}", of), ("", "", promise)]
+        head = f"{self.title}: {normal:,} normal and {anomalous:,} anomalous test images"
         if self.measures_pixels:
-            lines.append(f"  pixels of the {self.has_mask.sum()} images whose defects are marked (or that have none)")
-        lines += [f"  {name:28} {value:.4f}  {notes.get(name, '')}".rstrip() for name, value in self.metrics.items()]
-        of = f"{self.percentile:g}th percentile of {n:,} held-out normal images"
-        lines.append(
-            f"  {'threshold':28} {self.threshold:.4g}  {of}{f', each in {self.views} views' * (self.views > 1)}"
-        )
-        lines.append(
-            f"{'':31} {n:,} images promise a false positive rate of {1 / (n + 1):.2g} at best, 1 / ({n:,} + 1)"
-        )
-        if self.measures_pixels:
+            head += f"\n  pixels of the {self.has_mask.sum()} images whose defects are marked (or that have none)"
             of = f"{PIXEL_PERCENTILE}th percentile of their pixels"
-            lines.append(f"  {'pixel_threshold':28} {self.pixel_threshold:.4g}  {of}")
-        return "\n".join(lines)
+            rows.append(("pixel_threshold", f"{self.pixel_threshold:.4g}", of))
+        return "\n".join([head, *(f"  {name:28} {value}  {note}".rstrip() for name, value, note in rows)])
 
 
 def evaluate(model: AnomalyModel, data: OneClassData, percentile: float = 99.0) -> Scores:
-    """Score the test split and the held-out normal images, in eval mode and float32, in their order.
-
-    Under DDP every process scores a part and all receive the whole.
-    """
+    """Score test split and held-out normal images, in eval mode, float32 and their order; under DDP all get all."""
     start = time.perf_counter()
-    score = score_images(model, data.test)
-    speed = len(score) / (time.perf_counter() - start)
-    good = data.validation.normal()
-    label, defect_type = data.test.label.cpu().numpy(), data.test.defect_type.cpu().numpy()
+    score, test = score_images(model, data.test), data.test
+    speed, good = len(score) / (time.perf_counter() - start), data.validation.normal()
+    label, defect_type = test.label.cpu().numpy(), test.defect_type.cpu().numpy()
     validation = score_images(model, good)
     scores = Scores(score, label, defect_type, data.defect_types, validation, data.title, speed, percentile=percentile)
-    if model.has_map and data.test.mask is not None:
-        scores.maps, scores.validation_maps = (map_images(model, split) for split in (data.test, good))
-        scores.masks, scores.has_mask = data.test.mask.cpu().numpy(), data.test.has_mask.cpu().numpy()
+    if model.has_map and test.mask is not None:
+        scores.maps, scores.validation_maps = map_images(model, test), map_images(model, good)
+        scores.masks, scores.has_mask = test.mask.cpu().numpy(), test.has_mask.cpu().numpy()
     return scores
 
 
 def neighbour_control(data: OneClassData, neighbours: int = 5, side: int = 32) -> np.ndarray:
-    """(N,) scores of the test split without a network: the mean distance to the nearest normal training images.
+    """(N,) scores of the test split without labels or training: mean distance to the nearest normal training images.
 
-    Pixel by pixel, images larger than ``side`` shrunk to it; neither labels nor training are needed.
+    Pixel by pixel, images larger than ``side`` shrunk to it.
     """
 
-    def flat(split) -> torch.Tensor:
+    def flat(split: Split) -> torch.Tensor:
         parts = [to_float(chunk, data.device) for chunk in split.chunks()]
-        return torch.cat([F.interpolate(p, side, mode="area") if p.shape[-1] > side else p for p in parts]).flatten(1)
+        return torch.cat([F.interpolate(part, min(side, part.shape[-1]), mode="area") for part in parts]).flatten(1)
 
-    known = flat(data.train.normal())
+    known, parts = flat(data.train.normal()), flat(data.test).split(500)
     count = min(neighbours, len(known))
-    distances = [
-        torch.cdist(part, known).topk(count, largest=False).values.mean(1) for part in flat(data.test).split(500)
-    ]
+    distances = [torch.cdist(part, known).topk(count, largest=False).values.mean(1) for part in parts]
     return torch.cat(distances).double().cpu().numpy()
 
 
 def run_seeds(
-    run: Run,
-    train: Callable[[str, int], tuple],
-    seeds: int,
-    first: dict[str, float],
-    measure: Callable[..., dict[str, float]] | None = None,
-    name: str = "",
+    run: Run, train: Callable, seeds: int, first: dict[str, float], measure: Callable | None = None, name: str = ""
 ) -> dict[str, list[float]]:
-    """{metric: [one value per seed]} of trainings that differ in nothing but their seed.
+    """{metric: [one value per seed]} of trainings that differ in nothing but their seed; committed ones if not trained.
 
-    train: (name of the training, seed) -> (Trained, data); measure: (Trained, data) -> {metric: value}, the test AUROC if None.
+    train: (name of the training, seed) -> (Trained, data); measure: the same -> {metric: value}, else the test AUROC.
     first: the values of seed 0, trained already.  Seeds 1, 2 ... are trained as ``<name>_seed_<n>``.
-    With ``run.train`` False the values are those of the committed results.
     """
     if not run.train:
+        from helpers.results import read_results  # which imports this module
+
         return read_results(run.reference / name)["seeds"]
-    measure = measure or (lambda trained, data: {"auroc": evaluate(trained.model, data).auroc})
     found, line = [first], Line()
     for seed in range(1, seeds):
         line.show(f"seed {seed + 1} of {seeds}")
-        found.append(measure(*train(f"{name}_seed_{seed}".strip("_"), seed)))
+        trained, data = train(f"{name}_seed_{seed}".strip("_"), seed)
+        found.append(measure(trained, data) if measure else {"auroc": evaluate(trained.model, data).auroc})
     return {metric: [values[metric] for values in found] for metric in first}

@@ -1,45 +1,37 @@
-"""Ranking quality of scores and maps, thresholds from normal images, and what they give."""
+"""Ranking quality of scores and maps, thresholds from normal images, and what they give.
+
+Everywhere: score (N,) finite, higher is more anomalous; label (N,) 0 or 1, both present; ValueError otherwise.
+"""
 
 import numpy as np
+from scipy import ndimage
+from sklearn.metrics import auc, average_precision_score, precision_recall_curve, roc_auc_score
 
 
 def _checked(score, label) -> tuple[np.ndarray, np.ndarray]:
+    """The labels and the scores, in the order of scikit-learn."""
     score, label = np.asarray(score, dtype=np.float64), np.asarray(label)
     if score.shape != label.shape or score.ndim != 1:
         raise ValueError(f"scores and labels must be two vectors of one length: got {score.shape} and {label.shape}")
-    if not np.isfinite(score).all():
-        raise ValueError(f"{(~np.isfinite(score)).sum()} of {len(score)} anomaly scores are not finite")
+    if broken := (~np.isfinite(score)).sum():
+        raise ValueError(f"{broken} of {len(score)} anomaly scores are not finite")
     if set(np.unique(label)) != {0, 1}:
         raise ValueError("labels must hold both normal (0) and anomalous (1) images")
-    return score, label
+    return label, score
 
 
 def auroc(score, label) -> float:
-    """Area under the ROC curve: the probability that an anomalous image scores above a normal one.
-
-    score: (N,) finite, higher is more anomalous.  label: (N,) 0 or 1, both present.
-    Returns a float in [0, 1]; 0.5 is chance.  Raises ValueError otherwise, as all functions here.
-    """
-    from sklearn.metrics import roc_auc_score
-
-    score, label = _checked(score, label)
-    return float(roc_auc_score(label, score))
+    """Area under the ROC curve: the probability that an anomalous image scores above a normal one; chance is 0.5."""
+    return float(roc_auc_score(*_checked(score, label)))
 
 
 def average_precision(score, label) -> float:
     """Area under the precision-recall curve, in [0, 1]; chance is the share of anomalous images."""
-    from sklearn.metrics import average_precision_score
-
-    score, label = _checked(score, label)
-    return float(average_precision_score(label, score))
+    return float(average_precision_score(*_checked(score, label)))
 
 
 def threshold(normal_score, percentile: float = 99.0) -> float:
-    """The score that ``percentile`` % of held-out normal images do not exceed.
-
-    normal_score: (M,) scores of normal images that were not trained on, never of test images.
-    The (100 - percentile) % above it are the false alarms to expect.
-    """
+    """The score that ``percentile`` % of held-out normal images (M,), never test images, do not exceed."""
     normal_score = np.asarray(normal_score, dtype=np.float64)
     if not 0 <= percentile <= 100:
         raise ValueError(f"a percentile is between 0 and 100: got {percentile}")
@@ -49,75 +41,55 @@ def threshold(normal_score, percentile: float = 99.0) -> float:
 
 
 def at_threshold(score, label, limit: float) -> dict[str, float]:
-    """``true_positive_rate`` (detections), ``false_positive_rate`` (false alarms) and ``f1_at_threshold``.
-
-    Scores above ``limit`` are flagged.
-    """
-    score, label = _checked(score, label)
-    flagged = score > limit
-    caught, false = int(flagged[label == 1].sum()), int(flagged[label == 0].sum())
-    anomalous, normal = int((label == 1).sum()), int((label == 0).sum())
-    return {
-        "true_positive_rate": caught / anomalous,
-        "false_positive_rate": false / normal,
-        "f1_at_threshold": 2 * caught / (caught + false + anomalous),
-    }
+    """Rates of detections and of false alarms, and F1, if scores above ``limit`` are flagged."""
+    label, score = _checked(score, label)
+    found = {name: float(value[0]) for name, value in precision_recall_f1(score, label, [limit]).items()}
+    false = float((score[label == 0] > limit).mean())
+    return {"true_positive_rate": found["recall"], "false_positive_rate": false, "f1_at_threshold": found["f1"]}
 
 
 def best_f1(score, label) -> float:
     """The largest F1 any threshold gives.  Optimistic: the threshold is selected on these labels."""
-    from sklearn.metrics import precision_recall_curve
-
-    score, label = _checked(score, label)
-    precision, recall, _ = precision_recall_curve(label, score)
+    precision, recall, _ = precision_recall_curve(*_checked(score, label))
     return float(np.max(2 * precision * recall / np.maximum(precision + recall, 1e-12)))
 
 
 def precision_recall_f1(score, label, limits) -> dict[str, np.ndarray]:
-    """``precision``, ``recall`` and ``f1``, each (K,), if scores above each of ``limits`` are flagged.
+    """``precision``, ``recall`` and ``f1``, each (K,), if scores above each of ``limits`` (K,) are flagged.
 
-    score: (N,) finite.  label: (N,) 0 or 1, both present.  limits: (K,) in any order, infinite ones included.
     A limit that flags nothing has precision 1, as the end point of scikit-learn's precision_recall_curve, and F1 0.
     """
-    score, label = _checked(score, label)
-    limits = np.asarray(limits, dtype=np.float64)
+    (label, score), limits = _checked(score, label), np.asarray(limits, dtype=np.float64)
     if limits.ndim != 1 or np.isnan(limits).any():
         raise ValueError(f"limits must be a vector without NaN: got shape {limits.shape}")
-    caught, flagged = (
-        len(part) - np.searchsorted(np.sort(part), limits, side="right") for part in (score[label == 1], score)
-    )
-    anomalous = np.count_nonzero(label)
+    anomalous = np.sort(score[label == 1])
+    caught = len(anomalous) - np.searchsorted(anomalous, limits, side="right")
+    flagged = len(score) - np.searchsorted(np.sort(score), limits, side="right")
     precision = np.where(flagged > 0, caught / np.maximum(flagged, 1), 1.0)
-    return {"precision": precision, "recall": caught / anomalous, "f1": 2 * caught / (flagged + anomalous)}
+    recall, f1 = caught / len(anomalous), 2 * caught / (flagged + len(anomalous))
+    return {"precision": precision, "recall": recall, "f1": f1}
 
 
 def per_defect_type(score, label, defect_type, names) -> dict[str, float]:
-    """AUROC of each type of anomaly against all normal images, hardest first.
-
-    defect_type: (N,) index into ``names``.  Types that do not occur are left out.
-    """
-    score, label = _checked(score, label)
-    defect_type, normal = np.asarray(defect_type), label == 0
-    found = {}
-    for index, name in enumerate(names):
-        chosen = (defect_type == index) & (label == 1)
-        if chosen.any():
-            found[name] = auroc(score[normal | chosen], label[normal | chosen])
+    """AUROC of each type that occurs, (N,) index into ``names``, against all normal images, hardest first."""
+    label, score = _checked(score, label)
+    chosen = {name: (label == 0) | (np.asarray(defect_type) == index) for index, name in enumerate(names)}
+    found = {name: auroc(score[some], label[some]) for name, some in chosen.items() if label[some].any()}
     return dict(sorted(found.items(), key=lambda item: item[1]))
 
 
 def true_positive_rate_interval(
-    score, label, normal_score, percentile: float = 99.0, n_bootstrap: int = 1000, seed: int = 0
+    score, label, normal_score, percentile: float = 99.0, n_bootstrap: int = 1000, seed: int = 0, views: int = 1
 ) -> tuple[float, float]:
     """95 % bootstrap interval of the detection rate, of which both the anomalies and the threshold are a sample.
 
-    normal_score: (M,) held-out normal scores.  Each of ``n_bootstrap`` draws takes as many of them with replacement,
-    sets the threshold by them, and applies it to as many anomalous test images, also drawn with replacement.
+    Each draw takes as many held-out normal images and anomalous test images as there are, with replacement.
+    normal_score: (views * M,), all of the M held-out images once, then all again in another view.
     """
-    score, label = _checked(score, label)
+    label, score = _checked(score, label)
     generator, anomalous = np.random.default_rng(seed), np.sort(score[label == 1])
-    normal_score = np.asarray(normal_score, dtype=np.float64)
-    drawn = generator.choice(normal_score, (n_bootstrap, len(normal_score)))
+    images = np.asarray(normal_score, dtype=np.float64).reshape(views, -1).T
+    drawn = generator.choice(images, (n_bootstrap, len(images))).reshape(n_bootstrap, -1)
     limits = np.percentile(drawn, percentile, axis=1, method="higher")
     share = 1 - np.searchsorted(anomalous, limits, side="right") / len(anomalous)
     low, high = np.percentile(generator.binomial(len(anomalous), share) / len(anomalous), [2.5, 97.5])
@@ -131,68 +103,44 @@ def image_metrics(score, label, limit: float) -> dict[str, float]:
 
 
 def _checked_maps(maps, masks) -> tuple[np.ndarray, np.ndarray]:
-    maps, masks = np.asarray(maps), np.asarray(masks, dtype=bool)
+    maps, masks = np.asarray(maps, dtype=np.float64), np.asarray(masks, dtype=bool)
     if maps.shape != masks.shape or maps.ndim != 3:
         raise ValueError(f"maps and masks must have one shape (N, H, W): got {maps.shape} and {masks.shape}")
-    if maps.dtype != np.float32:  # which sorts faster and stays as it is; nothing is ever rounded to it
-        maps = maps.astype(np.float64, copy=False)
-    finite = np.isfinite(maps).all(axis=(1, 2))
-    if not finite.all():
-        raise ValueError(f"{(~finite).sum()} of {len(maps)} anomaly maps are not finite")
-    if not masks.any():
-        raise ValueError("no mask has a defect")
-    if masks.all():
-        raise ValueError("the masks leave no defect-free pixel")
+    if broken := (~np.isfinite(maps).all((1, 2))).sum():
+        raise ValueError(f"{broken} of {len(maps)} anomaly maps are not finite")
+    if not masks.any() or masks.all():
+        raise ValueError("the masks leave no defect-free pixel" if masks.any() else "no mask has a defect")
     return maps, masks
 
 
-def _overlap_shares(masks: np.ndarray) -> np.ndarray:
-    """What each defect pixel adds to the mean overlap of the regions: 1 / (size of its region * number of regions)."""
-    from scipy.ndimage import label
-
-    neighbours = np.zeros((3, 3, 3), dtype=bool)
-    neighbours[1] = True  # the eight around a pixel, in its own image only
-    region, count = label(masks, neighbours)
-    region = region[masks]
-    return 1 / (np.bincount(region)[region] * count)
-
-
 def pro_score(maps, masks, max_fpr: float = 0.3) -> float:
-    """Per-region overlap, integrated over the false-positive rate up to ``max_fpr`` and divided by it.
+    """Per-region overlap, integrated over the false-positive rate up to ``max_fpr`` and divided by it, in [0, 1].
 
-    maps: (N, H, W) finite, higher is more anomalous.  masks: (N, H, W) bool, True on defects.
+    maps: (N, H, W) finite, higher is more anomalous; masks: (N, H, W) bool.  Chance is max_fpr / 2.
     A region is a set of defect pixels that touch, also at corners; each counts the same, whatever its size.
-    The false-positive rate is that of all defect-free pixels of all images, those of normal images included.
-    Every distinct score is a point of the curve: nothing is binned.
-    Returns a float in [0, 1]; chance is max_fpr / 2.
-    Raises ValueError otherwise, and if no mask has a defect, no pixel is free of defects or max_fpr is not in (0, 1].
+    The rate is that of all defect-free pixels of all images.  Every distinct score is a point: nothing is binned.
     Bergmann et al., CVPR 2020, section 4.2.
     """
     if not 0 < max_fpr <= 1:
         raise ValueError(f"a largest false-positive rate is above 0 and at most 1: got {max_fpr}")
     maps, masks = _checked_maps(maps, masks)
-    normal, score = np.sort(maps[~masks]), maps[masks]
-    order = np.argsort(score)[::-1]
-    score, share = score[order], _overlap_shares(masks)[order]
-    last = np.append(np.flatnonzero(score[1:] != score[:-1]), len(score) - 1)  # of each run of equal scores
-    # between two runs the curve is level, along a run it is straight: the two ends of each run are all its corners
-    kept = [np.searchsorted(normal, score[last], side) for side in ("right", "left")]
-    rate = np.concatenate(([0], 1 - np.stack(kept, axis=1).ravel() / len(normal), [1]))
-    overlap = np.append(0, share.cumsum()[last] / share.sum()).repeat(2)
+    touching = [np.zeros((3, 3)), np.ones((3, 3)), np.zeros((3, 3))]  # in the same image only
+    region = ndimage.label(masks, touching)[0][masks]
+    normal, (score, place) = np.sort(maps[~masks]), np.unique(maps[masks], return_inverse=True)
+    covered = np.bincount(place, 1 / np.bincount(region)[region])[::-1].cumsum()  # regions, at each score and above
+    # between two scores the curve is level, at one it is straight: these two ends are all its corners
+    below = np.stack([np.searchsorted(normal, score[::-1], side) for side in ("right", "left")], 1)
+    rate = np.concatenate([[0], 1 - below.ravel() / len(normal), [1]])
+    overlap = np.append(0, covered / covered[-1]).repeat(2)
     inside = np.searchsorted(rate, max_fpr, side="right")
-    height = np.append(overlap[:inside], np.interp(max_fpr, rate, overlap))
-    width = np.diff(np.append(rate[:inside], max_fpr))
-    return min(float((height[1:] + height[:-1]) @ width / 2 / max_fpr), 1.0)
+    overlap = np.append(overlap[:inside], np.interp(max_fpr, rate, overlap))
+    return min(float(auc(np.append(rate[:inside], max_fpr), overlap)) / max_fpr, 1.0)
 
 
 def pixel_metrics(maps, masks, limit: float) -> dict[str, float]:
-    """All pixel metrics under the names of results.json.
-
-    maps: (N, H, W) finite, of the test images.  masks: (N, H, W) bool, True on defects.
-    limit: the threshold from pixels of held-out normal images.
-    """
+    """All pixel metrics of (N, H, W) maps and masks; ``limit``: the threshold from held-out normal pixels."""
     maps, masks = _checked_maps(maps, masks)
-    score, label = maps.ravel().astype(np.float64, copy=False), masks.ravel()
+    score, label = maps.ravel(), masks.ravel()
     values = {"pixel_auroc": auroc(score, label), "pixel_average_precision": average_precision(score, label)}
     values |= {"pixel_best_f1_on_test": best_f1(score, label), "pro": pro_score(maps, masks)}
     given = precision_recall_f1(score, label, [limit])

@@ -13,39 +13,31 @@ from helpers.progress import Line
 
 
 class AnomalyModel(pl.LightningModule):
-    """What every model of the course has in common.
+    """What every model has in common.  Images are (N, C, H, W) in [-1, 1]; settings: a flat dict, ``self.hparams``.
 
-    settings: one flat dict of plain scalars; it is stored in checkpoints and in hparams.yaml, and read as ``self.hparams``.
-    A notebook's class defines its networks, ``configure_optimizers``, ``training_step(batch, batch_idx)`` with
-    batch = (normal, anomalous), ``reconstruct(x)`` -> image like x, and ``anomaly_score(x)`` -> (N,), higher is
-    more anomalous; where it can say which pixels are anomalous, ``anomaly_map(x)`` -> (N, H, W) too.
-    Images are (N, C, H, W) in [-1, 1].
-    n_batches: training batches in the whole training, for schedules; ``fit`` sets it before
-    ``configure_optimizers``.  (Lightning's ``trainer.estimated_stepping_batches`` counts optimiser steps.)
+    A subclass defines its networks, ``configure_optimizers``, ``training_step(batch, batch_idx)`` with
+    batch = (normal, anomalous), ``reconstruct(x)`` -> image like x, ``anomaly_score(x)`` -> (N,), higher is more
+    anomalous, and where it can say which pixels are anomalous, ``anomaly_map(x)`` -> (N, H, W).
     """
 
     large_convolutions = False  # True where they take the time: then channels_last, and fp16 on older GPUs
-    n_batches = 0
+    n_batches = 0  # of the whole training, for schedules: set by ``fit`` (Lightning's number counts optimiser steps)
 
     def __init__(self, settings: dict):
         super().__init__()
         self.save_hyperparameters(settings)
-        self.batch_losses: list[Tensor] = []  # unweighted, on the device: read by LossLogger
+        self.batch_losses: list[Tensor] = []  # on the device: read by LossLogger
         self.loss_names: tuple[str, ...] = ()
         self.history: dict = {}  # how it was trained; travels inside the checkpoint
 
-    def reconstruct(self, x: Tensor) -> Tensor:
+    def _undefined(self, x: Tensor) -> Tensor:
         raise NotImplementedError
 
-    def anomaly_score(self, x: Tensor) -> Tensor:
-        raise NotImplementedError
-
-    def anomaly_map(self, x: Tensor) -> Tensor:
-        raise NotImplementedError
+    reconstruct = anomaly_score = anomaly_map = _undefined
 
     @property
     def has_map(self) -> bool:
-        """Whether the notebook's class defines ``anomaly_map``."""
+        """Whether the subclass defines ``anomaly_map``."""
         return type(self).anomaly_map is not AnomalyModel.anomaly_map
 
     def weighted_sum(self, losses: dict[str, Tensor]) -> Tensor:
@@ -53,7 +45,7 @@ class AnomalyModel(pl.LightningModule):
         return sum(self.hparams.get(f"weight_{name}", 1.0) * loss for name, loss in losses.items())
 
     def record(self, losses: dict[str, Tensor]) -> None:
-        """Log this batch's losses under their names.  They stay on the device; nothing is copied to the host here."""
+        """Log this batch's losses under their names; nothing is copied to the host here."""
         self.loss_names = tuple(losses)
         self.batch_losses.append(torch.stack([loss.detach().float() for loss in losses.values()]))
 
@@ -62,12 +54,8 @@ class AnomalyModel(pl.LightningModule):
         betas, decay = (self.hparams.get("beta1", 0.9), 0.999), self.hparams.get("weight_decay", 0.0)
         return torch.optim.Adam(parameters, lr=lr, betas=betas, weight_decay=decay, fused=True)
 
-    def transfer_batch_to_device(self, batch, device, dataloader_idx):
-        return batch  # it was cut on the device
-
     def on_save_checkpoint(self, checkpoint: dict) -> None:
-        checkpoint["model_class"] = type(self).__name__
-        checkpoint["history"] = self.history
+        checkpoint |= {"model_class": type(self).__name__, "history": self.history}
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         self.history = checkpoint.get("history", {})
@@ -92,15 +80,15 @@ def predict(model: AnomalyModel, function: Callable[[Tensor], Tensor], split: Sp
     """
     rank, world = rank_and_world()
     model.eval()
-    mine, chunks, line = [], split.chunks()[rank::world], Line(wait=2)
+    mine, chunks, line = [], split.chunks()[rank::world], Line(wait=5)
     with runtime.tf32(False):
         for chunk in chunks:
             mine.append(function(to_float(chunk, model.device)))
-            line.show(f"images: part {len(mine)} of {len(chunks)}", last=line.visible and len(mine) == len(chunks))
-    mine = [values.cpu() for values in mine]
-    if world == 1:
-        return torch.cat(mine)
-    everyone: list = [None] * world
-    torch.distributed.all_gather_object(everyone, mine)
+            line.show(f"part {len(mine)} of {len(chunks)} of the images")
+    if line.visible:
+        line.show("", last=True)
+    everyone = [[values.cpu() for values in mine]] * world
+    if world > 1:
+        torch.distributed.all_gather_object(everyone, everyone[rank])
     count = sum(len(part) for part in everyone)
     return torch.cat([everyone[chunk % world][chunk // world] for chunk in range(count)])

@@ -1,13 +1,13 @@
 """Runtime configuration: profile, device, precision, seed, paths."""
 
-import functools
 import os
 import platform
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -18,22 +18,21 @@ ROOT = Path(__file__).resolve().parents[1]
 PROFILES = ("full", "quick", "smoke")
 PACKAGES = ("torch", "torchvision", "pytorch-lightning", "scikit-learn", "tensorboard", "numpy")
 
+seed_everything = partial(pl.seed_everything, verbose=False)  # Python, NumPy and torch on all devices
+say_once = cache(print)  # once in a process: data sets are made anew for every training
+
 
 @dataclass
 class Run:
-    """One execution of one notebook: what it may use and where it writes.
-
-    train: False loads the committed reference version instead of training.
-    version: the TensorBoard folder of this run; ``fit`` claims it at the first training.
-    """
+    """One execution of one notebook: what it may use and where it writes."""
 
     notebook: str
     profile: str
     device: torch.device
     data_dir: Path
     logs_dir: Path
-    train: bool = True
-    version: Path | None = None
+    train: bool = True  # False loads the committed reference version instead
+    version: Path | None = None  # the TensorBoard folder of this run; ``fit`` claims it at the first training
 
     @property
     def reference(self) -> Path:
@@ -41,17 +40,12 @@ class Run:
         return ROOT / "lightning_logs" / f"version_{int(self.notebook[:2]) - 1}"
 
     def settings(self, full: dict, *, quick: dict, smoke: dict) -> dict:
-        """The settings of this profile: ``full``, with a few values replaced for the smaller ones.
-
-        Raises ValueError if a profile names a setting that ``full`` lacks, or if a value is not a plain scalar
-        (checkpoints could then not be loaded safely).
-        """
-        changes = {"full": {}, "quick": quick, "smoke": smoke}
-        if unknown := sorted(set().union(*changes.values()) - set(full)):
+        """``full`` with this profile's changes.  ValueError for unknown names, and values that are no plain scalars."""
+        if unknown := sorted({*quick, *smoke} - set(full)):
             raise ValueError(f"a profile changes settings that do not exist: {unknown}")
-        chosen = full | changes[self.profile]
+        chosen = full | {"full": {}, "quick": quick, "smoke": smoke}[self.profile]
         for key, value in chosen.items():
-            if not isinstance(value, (bool, int, float, str, type(None))):
+            if not isinstance(value, (int, float, str, type(None))):
                 raise ValueError(f"setting {key!r} must be a plain scalar, not {type(value).__name__}")
         return chosen
 
@@ -59,12 +53,9 @@ class Run:
 def start(notebook: str, *, train: bool = True, keep_on_drive: bool = False) -> Run:
     """Seed everything with 0, choose profile, device and folders, and print them.
 
-    notebook: the file name without its ending, e.g. ``"01_baseline_gan"``.
-    train: False loads the committed reference version wherever the notebook would train.
-    keep_on_drive: on Colab, write logs and checkpoints to Google Drive, where they outlive a disconnect.
-    Raises ValueError for an unknown ``AD_PROFILE``.
+    notebook: its file name without the ending.  keep_on_drive: on Colab, logs go to Google Drive, which outlives it.
     """
-    if keep_on_drive and on_colab():
+    if keep_on_drive and "google.colab" in sys.modules:
         from google.colab import drive
 
         drive.mount("/content/drive")
@@ -73,10 +64,9 @@ def start(notebook: str, *, train: bool = True, keep_on_drive: bool = False) -> 
     profile = current_profile(device)
     seed_everything(0)
     run = Run(notebook, profile, device, data_dir(), logs_dir(profile), train)
-    why = "AD_PROFILE" if os.environ.get("AD_PROFILE") else f"default on this {device.type}"
     lines = {
         "notebook": notebook if train else f"{notebook}, loading {show_path(run.reference)}",
-        "profile": f"{profile} ({why})",
+        "profile": f"{profile} ({'AD_PROFILE' if os.environ.get('AD_PROFILE') else f'default on this {device.type}'})",
         "device": device_name(device) + (", TF32 while training" if device.type == "cuda" else ""),
         "data": show_path(run.data_dir),
         "logs": show_path(run.logs_dir),
@@ -86,26 +76,19 @@ def start(notebook: str, *, train: bool = True, keep_on_drive: bool = False) -> 
     return run
 
 
-def on_colab() -> bool:
-    """Whether this is a Google Colab kernel."""
-    return "google.colab" in sys.modules
-
-
 def tensorboard(run: Run) -> None:
     """Open TensorBoard in the notebook on Colab; elsewhere say how to open it beside the notebook."""
-    if on_colab():
-        from IPython import get_ipython
+    if "google.colab" in sys.modules:
+        from tensorboard import notebook
 
-        get_ipython().run_line_magic("load_ext", "tensorboard")
-        get_ipython().run_line_magic("tensorboard", f"--logdir {run.logs_dir}")
+        notebook.start(f"--logdir {run.logs_dir}")
     else:
         print(f"In a terminal: make tensorboard   (or: tensorboard --logdir {show_path(run.logs_dir)})")
 
 
 def current_profile(device: torch.device | None = None) -> str:
     """``AD_PROFILE``, or ``full`` on a CUDA GPU and ``quick`` elsewhere."""
-    default = "full" if (device or best_device()).type == "cuda" else "quick"
-    profile = os.environ.get("AD_PROFILE") or default
+    profile = os.environ.get("AD_PROFILE") or ("full" if (device or best_device()).type == "cuda" else "quick")
     if profile not in PROFILES:
         raise ValueError(f"AD_PROFILE={profile!r} is unknown: choose one of {', '.join(PROFILES)}")
     return profile
@@ -131,22 +114,15 @@ def best_device() -> torch.device:
 
 
 def best_precision(device: torch.device, large_convolutions: bool = False) -> str:
-    """Lightning's precision for training on ``device``.
-
-    bf16 on CUDA cards that compute it natively (Ampere and newer; older ones only emulate it);
-    on older CUDA cards fp16 where convolutions take the time; float32 elsewhere.
-    """
+    """Lightning's precision for training: the fastest that the device computes natively."""
     if device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0):
-        return "bf16-mixed"
+        return "bf16-mixed"  # Ampere and newer; older cards emulate it
     return "16-mixed" if device.type == "cuda" and large_convolutions else "32-true"
 
 
 @contextmanager
 def tf32(allowed: bool) -> Iterator[None]:
-    """Allow or forbid TF32, the shortened float32 of Ampere and newer cards, inside a ``with`` block.
-
-    Training allows it; scoring forbids it, so that scores do not depend on the card more than they must.
-    """
+    """Allow (to train) or forbid (to score alike on all cards) Ampere's shortened float32 inside a ``with`` block."""
     before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     torch.set_float32_matmul_precision("high" if allowed else "highest")
     torch.backends.cudnn.allow_tf32 = allowed
@@ -157,11 +133,6 @@ def tf32(allowed: bool) -> Iterator[None]:
         torch.backends.cudnn.allow_tf32 = before[1]
 
 
-def seed_everything(seed: int) -> None:
-    """Seed Python, NumPy and torch on all devices."""
-    pl.seed_everything(seed, verbose=False)
-
-
 def versions() -> dict[str, str]:
     """Versions of Python and of the libraries that can change a number."""
     return {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
@@ -169,32 +140,24 @@ def versions() -> dict[str, str]:
 
 def device_name(device: torch.device) -> str:
     """The GPU's product name, or ``CPU (n threads)``."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"CPU ({torch.get_num_threads()} threads)" if device.type == "cpu" else str(device)
+    names = {"cpu": f"CPU ({torch.get_num_threads()} threads)", "mps": "mps"}
+    return names.get(device.type) or torch.cuda.get_device_name(device)
 
 
 def peak_memory_mib(device: torch.device) -> int | None:
-    """Peak memory in MiB: allocated on the GPU since the last training began, or resident of this process on the CPU.
-
-    None where the system does not tell (Windows without a GPU).
-    """
+    """Peak MiB: allocated on the GPU since the last training began, or resident on the CPU (None on Windows)."""
     if device.type == "cuda":
         return round(torch.cuda.max_memory_allocated(device) / 2**20)
-    with suppress(ImportError):  # not on Windows
+    try:
         import resource
-
-        unit = 2**20 if platform.system() == "Darwin" else 2**10
-        return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit)
-    return None
+    except ImportError:
+        return None
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** (20 if sys.platform == "darwin" else 10))
 
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Yields a path beside ``path`` to write to; it takes that name at the end, and is removed if anything fails.
-
-    So readers never see half a file, and what was there before stays until the new one is complete.
-    """
+    """A path beside ``path`` to write to: it takes that name at the end, and is removed if anything fails."""
     unfinished = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         yield unfinished
@@ -203,15 +166,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
         unfinished.unlink(missing_ok=True)
 
 
-@functools.cache
-def say_once(text: str) -> None:
-    """Print ``text`` unless this process has printed it already: data sets are made anew for every training."""
-    print(text)
-
-
 def show_path(path: Path) -> str:
     """``path`` relative to the course's folder where possible, so that outputs name no machine."""
-    try:
-        return Path(path).resolve().relative_to(ROOT).as_posix() or "."
-    except ValueError:
-        return f".../{Path(path).name}"
+    resolved = Path(path).resolve()
+    return resolved.relative_to(ROOT).as_posix() if resolved.is_relative_to(ROOT) else f".../{Path(path).name}"

@@ -1,32 +1,90 @@
-"""The code of a notebook, without running it."""
+"""The models of the notebooks, without running the notebooks."""
 
 import ast
 import functools
 import json
 from contextlib import suppress
-from pathlib import Path
+
+import torch
+from torch._subclasses.fake_tensor import unset_fake_temporarily
+
+from helpers.data.batches import Augment
+from helpers.data.fashion_mnist import FashionMNISTOneClass
+from helpers.data.folder import Folder
+from helpers.data.mvtec import MVTec
+from helpers.data.samples import sample
+from tests.toy import ROOT, make_run
 
 DEFINITIONS = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef)
 
 
 @functools.cache
-def definitions(path: Path) -> dict:
+def page(name: str) -> dict:
     """Imports, functions, classes and literal CONSTANTS of a notebook, executed: so tests use its very model."""
-    scope: dict = {"__name__": path.stem}
+    path = ROOT / "notebooks" / f"{name}.ipynb"
+    scope: dict = {"__name__": name}
     for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
-        if cell["cell_type"] == "code":
-            for node in ast.parse("".join(cell["source"])).body:
-                if isinstance(node, DEFINITIONS) or _is_constant(node, scope):
-                    with suppress(NameError):  # a function of the course of the notebook, not of its model
-                        exec(compile(ast.Module([node], []), str(path), "exec"), scope)
+        for node in ast.parse("".join(cell["source"])).body if cell["cell_type"] == "code" else ():
+            if isinstance(node, DEFINITIONS) or _is_constant(node):
+                with suppress(NameError):  # what needs a setting belongs to the run of the notebook, not to its model
+                    exec(compile(ast.Module([node], []), str(path), "exec"), scope)
     return scope
 
 
-def _is_constant(node: ast.stmt, scope: dict) -> bool:
-    """Whether a statement gives a NAME in capitals a value made of literals and of such names."""
-    targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AugAssign) else []
-    if not targets or not all(isinstance(target, ast.Name) and target.id.isupper() for target in targets):
+def _is_constant(node: ast.stmt) -> bool:
+    """Whether a statement gives a NAME in capitals a value made of literals and of names."""
+    targets = getattr(node, "targets", [getattr(node, "target", None)])
+    if not all(isinstance(target, ast.Name) and target.id.isupper() for target in targets):
         return False
-    parts = list(ast.walk(node.value))
-    known = all(part.id in scope for part in parts if isinstance(part, ast.Name))
-    return known and not any(isinstance(part, (ast.Call, ast.Attribute)) for part in parts)
+    return not any(isinstance(part, (ast.Call, ast.Attribute)) for part in ast.walk(node.value))
+
+
+COMMON = {"epochs": 3, "seed": 0, "lr": 1e-3, "lr_discriminator": 5e-4, "beta1": 0.5, "latent": 4}
+GAN = {"hidden": 16, "hidden_discriminator": 8, "margin": 0.25}
+DECODED = {"anomaly_fraction": 0.5, "width": 4, "width_decoder": 4, "width_discriminator": 2, "warm_up": 0.25}
+DECODED |= {"patch": 7, "worst": 4, "scale": 10.0, "score": "patch_means"}
+NUTS = {"size": 256, "loss": "l2", "background": 15.0, "smooth": 2.0, "aligned": False, "top": 300}
+SPHERE = {"network": "large", "size": 32, "grey": True, "objective": "one-class", "nu": 0.25, "warm_up": 0.5}
+SPHERE |= {"false_alarms": 0.01, "views": 2, "weight_decay": 1e-6, "weight_whole": 10.0}
+CODES = {"size": 32, "channels": 1, "ngf": 4, "nz": 6, "score": "whitened", "views": 1, "weight_contextual": 50.0}
+MODELS = {  # name: page, class, settings
+    "baseline GAN": ("01_baseline_gan", "BaselineGAN", GAN),
+    "DCGAN": ("02_dcgan", "DCGAN", DECODED),
+    "hazelnut autoencoder": ("03_hazelnut_autoencoder", "HazelnutAutoencoder", NUTS),
+    "hazelnut autoencoder, SSIM": ("03_hazelnut_autoencoder", "HazelnutAutoencoder", NUTS | {"loss": "ssim"}),
+    "autoencoder": ("04_deep_svdd", "AutoEncoder", SPHERE),
+    "one-class": ("04_deep_svdd", "DeepSVDD", SPHERE),
+    "soft boundary": ("04_deep_svdd", "DeepSVDD", SPHERE | {"objective": "soft-boundary"}),
+    "spheres": ("04_deep_svdd", "Spheres", SPHERE),
+    "GANomaly": ("05_ganomaly", "GANomaly", CODES),
+}
+
+
+@functools.cache
+def make_data(name: str):
+    """Three batches an epoch of the embedded samples (two of the large images), for the models of one notebook."""
+    run, augment = make_run(ROOT / "nowhere", name), Augment(flip=0.5, degrees=10, noise=0.1)
+    if name.startswith("03"):
+        return MVTec(run, batch_size=2, images_per_epoch=4, augment=augment, max_images=4)
+    if name.startswith("04"):
+        sizes = {"size": 32, "grey": True, "batch_size": 4, "images_per_epoch": 12, "max_images": 8}
+        return Folder(run, sample("keycaps") / "F8", augment=augment, **sizes)
+    sizes = {"batch_size": 8, "images_per_epoch": 12, "max_images": 32, "augment": augment}
+    codes = {"size": 32, "anomaly_fraction": 0.0, "images_per_epoch": 24} if name.startswith("05") else {}
+    return FashionMNISTOneClass(run, **sizes | codes)
+
+
+def make_model(name: str, data, move=None):
+    """A model as its notebook makes it, with its own first weights.  ``move``: brings it to its device."""
+    book, kind, settings = MODELS[name]
+    torch.manual_seed(0)
+    with unset_fake_temporarily():
+        kinds = [kind, "AutoEncoder"] if book.startswith("04") else [kind]
+        model, *autoencoder = (page(book)[part](COMMON | settings) for part in kinds)
+    for part in (model, *autoencoder) if move else ():
+        move(part)
+    if hasattr(model, "init_from_autoencoder"):
+        model.init_from_autoencoder(*autoencoder, data)
+    if kind == "GANomaly":
+        model.data = data
+    return model

@@ -18,8 +18,9 @@ def pytest_configure(config):
 
 
 @pytest.fixture(autouse=True)
-def no_variables(monkeypatch):
-    """Nothing that whoever tests has set chooses a profile or a folder."""
+def the_same_for_all(monkeypatch):
+    """Random numbers; and no variable of whoever tests chooses a profile or a folder."""
+    torch.manual_seed(0)
     for name in ("AD_PROFILE", "AD_LOGS_DIR", "AD_VERSION"):
         monkeypatch.delenv(name, raising=False)
 
@@ -28,6 +29,7 @@ def no_variables(monkeypatch):
 def no_figures(monkeypatch):
     """Drawing takes most of the time of a small training."""
     monkeypatch.setattr(plots, "reconstructions", lambda *args: plots.canvas(1.0)[0])
+    monkeypatch.setattr("helpers.results._log", lambda *args: None)
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ import subprocess
 import sys
 
 import pytest
-import torch
 
 from helpers.fingerprint import code_fingerprint
 from tests.toy import ROOT
@@ -24,52 +23,41 @@ UNUSED = 1
 def halve(x):
     return x / 2
 
-
 def push(x, far=4.0):
     total = sum(0.5 * part for part in x)
     return torch.relu(MARGIN - halve(x)) * total * far * USUAL[0]
 
-
 push_far = partial(push, far=8.0)
-
 
 def reads_table(x):
     return TABLE["sizes"][0] * x if "a" in {"a", "b"} else x
 
-
 def not_used(x):
     return x
 
-
 class Block(nn.Module):
     slope = 0.2
-
     @staticmethod
     def squash(x):
         return torch.tanh(x)
 
-
 class Base(nn.Module):
+    'A tail.'
     @property
     def width(self):
         return 8
-
 
 class Model(Base):
     def __init__(self):
         super().__init__()
         self.block = Block()
-
     @torch.no_grad()
     def score(self, x):
         return push_far(x) + self.loss(x)
-
     def loss(self, x):
         def inner(y):
             return y * 3
-
         return [push(inner(x)), reads_table(x), (lambda z: z + 1)(x)]
-
     def step(self, x):
         self.loss(x)
 """
@@ -81,57 +69,51 @@ def fingerprint(source: str) -> str:
     return code_fingerprint(scope["Model"]())
 
 
-@pytest.mark.parametrize(
-    ("old", "new"),
-    [
-        ("x / 2", "x / 3"),  # a function that a function of the loss calls
-        ("MARGIN = 0.25", "MARGIN = 0.3"),
-        ("far=4.0", "far=5.0"),
-        ("0.5 * part", "0.6 * part"),
-        ("far=8.0", "far=9.0"),
-        ("(3, 5)", "(3, 6)"),
-        ('"c"}', '"d"}'),
-        ("[1.0, 2.0]", "[1.0, 3.0]"),
-        ('in {"a", "b"}', 'in {"a", "z"}'),
-        ("slope = 0.2", "slope = 0.1"),
-        ("torch.tanh(x)", "torch.sigmoid(x)"),
-        ("return 8", "return 9"),
-        ("y * 3", "y * 4"),
-        ("z + 1", "z + 2"),
-        ("self.block = Block()", "self.block = nn.Identity()"),
-        ("    @torch.no_grad()\n", ""),
-        ("relu(MARGIN - halve(x))", "relu(halve(x) - MARGIN)"),
-        ("        self.loss(x)\n", "        self.loss(x)\n        self.loss(x)\n"),
-    ],
-)
+EDITS = [
+    ("x / 2", "x / 3"),  # a function that a function of the loss calls
+    ("MARGIN = 0.25", "MARGIN = 0.3"),
+    ("far=4.0", "far=5.0"),
+    ("0.5 * part", "0.6 * part"),
+    ("far=8.0", "far=9.0"),
+    ("(3, 5)", "(3, 6)"),
+    ('"c"}', '"d"}'),
+    ("[1.0, 2.0]", "[1.0, 3.0]"),
+    ('in {"a", "b"}', 'in {"a", "z"}'),
+    ("slope = 0.2", "slope = 0.1"),
+    ("torch.tanh(x)", "torch.sigmoid(x)"),
+    ("return 8", "return 9"),
+    ("y * 3", "y * 4"),
+    ("z + 1", "z + 2"),
+    ("self.block = Block()", "self.block = nn.Identity()"),
+    ("    @torch.no_grad()\n", ""),
+    ("relu(MARGIN - halve(x))", "relu(halve(x) - MARGIN)"),
+    ("        self.loss(x)\n", "        self.loss(x)\n        self.loss(x)\n"),
+]
+NO_EDITS = [
+    ("UNUSED = 1", "UNUSED = 2"),
+    ("def not_used(x):\n    return x", "def not_used(x):\n    return 7"),
+    ("MARGIN = 0.25", "MARGIN = 0.25  # of the error\n"),
+    ("    return x / 2", '    """Half."""\n    return x / 2'),
+    ("A tail.", "Another docstring."),
+    ("class Block(nn.Module):\n", 'class Block(nn.Module):\n    """A block."""\n'),
+    ("    def step(self, x):\n", '    def step(self, x):\n        """Ends without a return."""\n'),
+    ("        def inner(y):\n", '        def inner(y):\n            """Inside."""\n'),
+    ("x / 2", "(\n        x  # the image\n        / 2\n    )"),
+    ('"b", "a", "c"', '"c", "b", "a"'),
+    ("\nMARGIN", "\n\n\n\n\nimport os\n\nMARGIN"),
+]
+
+
+@pytest.mark.parametrize(("old", "new"), EDITS)
 def test_an_edit_that_the_model_uses_counts(old, new):
     assert NOTEBOOK.count(old) == 1
     assert fingerprint(NOTEBOOK.replace(old, new)) != fingerprint(NOTEBOOK)
 
 
-@pytest.mark.parametrize(
-    ("old", "new"),
-    [
-        ("UNUSED = 1", "UNUSED = 2"),
-        ("def not_used(x):\n    return x", "def not_used(x):\n    return 7"),
-        ("MARGIN = 0.25", "MARGIN = 0.25  # of the error\n"),
-        ("    return x / 2", '    """Half."""\n    return x / 2'),
-        ("class Block(nn.Module):\n", 'class Block(nn.Module):\n    """A block."""\n'),
-        ("    def step(self, x):\n", '    def step(self, x):\n        """Ends without a return."""\n'),
-        ("        def inner(y):\n", '        def inner(y):\n            """Inside."""\n'),
-        ("x / 2", "(\n        x  # the image\n        / 2\n    )"),
-        ('"b", "a", "c"', '"c", "b", "a"'),
-        ("\nMARGIN", "\n\n\n\n\nimport os\n\nMARGIN"),
-    ],
-)
+@pytest.mark.parametrize(("old", "new"), NO_EDITS)
 def test_comments_docstrings_formatting_and_unused_code_do_not_count(old, new):
     assert NOTEBOOK.count(old) == 1
     assert fingerprint(NOTEBOOK.replace(old, new)) == fingerprint(NOTEBOOK)
-
-
-def test_a_changed_docstring_does_not_count():
-    documented = NOTEBOOK.replace("    return x / 2", '    """One."""\n    return x / 2')
-    assert fingerprint(documented) == fingerprint(documented.replace("One.", "Two, by hand."))
 
 
 def test_the_shape_of_a_constant_tensor_counts_and_any_type_can_be_one():
@@ -140,11 +122,6 @@ def test_the_shape_of_a_constant_tensor_counts_and_any_type_can_be_one():
 
     assert len({of("torch.zeros(2, 3)"), of("torch.zeros(3, 2)"), of("torch.zeros(2, 3, dtype=torch.int32)")}) == 3
     assert of("torch.ones(2, dtype=torch.bfloat16)") != of("torch.zeros(2, dtype=torch.bfloat16)")
-
-
-def test_functions_that_call_each_other_end():
-    source = NOTEBOOK.replace("    return x / 2", "    return push(x) if len(x) > 9 else x")
-    assert len(fingerprint(source)) == 16
 
 
 def test_the_weights_and_the_helpers_do_not_count(monkeypatch):
@@ -160,18 +137,7 @@ def test_it_is_the_same_in_every_process(tmp_path):
     script = tmp_path / "cells.py"
     code = "\nfrom helpers.fingerprint import code_fingerprint\nprint(code_fingerprint(Model()))"
     script.write_text(NOTEBOOK + code)
-    started = [
-        subprocess.Popen(
-            [sys.executable, script],
-            env=os.environ | {"PYTHONHASHSEED": seed, "PYTHONPATH": str(ROOT)},
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for seed in ("1", "2")
-    ]
-    found = {process.communicate()[0].strip() for process in started}
-    assert found == {fingerprint(NOTEBOOK)}
-
-
-def test_a_fused_layer_of_torch_is_no_notebook_code():
-    assert code_fingerprint(torch.nn.Linear(2, 2)) == code_fingerprint(torch.nn.Linear(3, 3))
+    for seed in ("1", "2"):
+        environment = os.environ | {"PYTHONHASHSEED": seed, "PYTHONPATH": str(ROOT)}
+        printed = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True).stdout
+        assert printed.strip() == fingerprint(NOTEBOOK)

@@ -1,205 +1,228 @@
 """Every notebook's own model: killed and continued, on another device, and its losses and scores by hand."""
 
+import json
 import math
+import subprocess
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+import yaml
 from scipy import ndimage
-from sklearn.covariance import LedoitWolf
-from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
+from sklearn.metrics import roc_auc_score
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-from helpers.data.batches import Augment, Split, to_float, to_uint8
+from helpers.data.batches import Split, to_float, to_uint8
 from helpers.data.fashion_mnist import FashionMNISTOneClass
-from helpers.data.folder import Folder
 from helpers.data.mvtec import MVTec
-from helpers.data.samples import sample
-from helpers.models import map_images, predict, score_images
+from helpers.evaluation import evaluate
+from helpers.models import score_images
+from helpers.results import read_results
+from helpers.runtime import data_dir
 from helpers.training import fit, load
-from tests.book import definitions
-from tests.toy import CPU, ROOT, make_run, stopped
+from tests.book import MODELS, make_data, make_model, page
+from tests.toy import ROOT, make_run, stopped
 
 pytestmark = pytest.mark.usefixtures("no_figures")
-PAGES = ("01_baseline_gan", "02_dcgan", "03_hazelnut_autoencoder", "04_deep_svdd", "05_ganomaly")
-COMMON = {"epochs": 3, "seed": 0, "lr": 1e-3, "beta1": 0.5}
-GAN = {"hidden": 16, "latent": 4, "hidden_discriminator": 8, "lr_discriminator": 5e-4, "margin": 0.25}
-CONVOLUTIONS = {"anomaly_fraction": 0.5, "width": 4, "width_decoder": 4, "width_discriminator": 2, "latent": 4}
-CONVOLUTIONS |= {
-    "lr_discriminator": 5e-4,
-    "warm_up": 0.25,
-    "patch": 7,
-    "worst": 4,
-    "scale": 10.0,
-    "score": "patch_means",
-}
-NUTS = {"size": 256, "latent": 8, "loss": "l2", "background": 15.0, "smooth": 2.0, "aligned": False, "top": 300}
-SPHERE = {"network": "large", "size": 64, "grey": True, "objective": "one-class", "nu": 0.25, "warm_up": 0.5}
-SPHERE |= {"false_alarms": 0.01, "views": 2, "weight_decay": 1e-6, "weight_whole": 10.0}
-CODES = {"size": 32, "channels": 1, "ngf": 4, "nz": 6, "score": "whitened", "views": 1, "weight_contextual": 50.0}
-MODELS = {  # name: page, class, settings
-    "baseline GAN": ("01_baseline_gan", "BaselineGAN", GAN),
-    "DCGAN": ("02_dcgan", "DCGAN", CONVOLUTIONS),
-    "hazelnut autoencoder": ("03_hazelnut_autoencoder", "HazelnutAutoencoder", NUTS),
-    "hazelnut autoencoder, SSIM": ("03_hazelnut_autoencoder", "HazelnutAutoencoder", NUTS | {"loss": "ssim"}),
-    "autoencoder": ("04_deep_svdd", "AutoEncoder", SPHERE),
-    "one-class": ("04_deep_svdd", "DeepSVDD", SPHERE),
-    "soft boundary": ("04_deep_svdd", "DeepSVDD", SPHERE | {"objective": "soft-boundary"}),
-    "spheres": ("04_deep_svdd", "Spheres", SPHERE),
-    "GANomaly": ("05_ganomaly", "GANomaly", CODES),
-}
-
-
-def page(name):
-    return definitions(ROOT / "notebooks" / f"{name}.ipynb")
-
-
-def make_data(name, run):
-    """Three batches an epoch (two of the large images) of the embedded samples."""
-    augment = Augment(flip=0.5, degrees=10, noise=0.1)
-    if name == "03_hazelnut_autoencoder":
-        return MVTec(run, "hazelnut", batch_size=2, images_per_epoch=4, augment=augment, max_images=4)
-    if name == "04_deep_svdd":
-        keys, sizes = sample("keycaps") / "F8", {"size": 64, "grey": True, "max_images": 8}
-        return Folder(run, keys, batch_size=4, images_per_epoch=12, augment=augment, **sizes)
-    sizes = {"size": 32, "anomaly_fraction": 0.0} if name == "05_ganomaly" else {}
-    return FashionMNISTOneClass(
-        run, batch_size=8, images_per_epoch=12 if not sizes else 24, augment=augment, max_images=32, **sizes
-    )
-
-
-def make_model(name, data, move=None):
-    """A model as its notebook makes it, with its own first weights.  ``move``: brings it to its device."""
-    book, kind, settings = MODELS[name]
-    torch.manual_seed(0)
-    with unset_fake_temporarily():
-        kinds = [kind, "AutoEncoder"] if book.startswith("04") else [kind]
-        model, *autoencoder = (page(book)[part](COMMON | settings) for part in kinds)
-    for part in (model, *autoencoder) if move else ():
-        move(part)
-    if hasattr(model, "init_from_autoencoder"):
-        model.init_from_autoencoder(*autoencoder, data)
-    if kind == "GANomaly":
-        model.data = data
-    return model
-
-
-# --- killed and continued ---------------------------------------------------------------------------------------------
-
+KILLED = [name for name in MODELS if "SSIM" not in name]
 # in each attempt: the hook, and how many of its calls it lives through
-KILLS = [("on_train_batch_start", 1), ("on_train_batch_end", 1), ("on_train_epoch_end", 1), ("on_train_end", 0)]
+KILLS = [
+    ("on_train_batch_start", 1),
+    ("on_train_batch_end", 1),
+    ("on_train_epoch_end", 1),
+    ("on_train_end", 0),
+    ("", 0),
+]
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", KILLED)
 def test_a_training_killed_four_times_ends_as_if_it_had_not_been(tmp_path, name):
     """In the middle of an epoch, at its last batch, at its end and at the end of the training; each time a new kernel."""
-    data = make_data(MODELS[name][0], make_run(tmp_path / "killed"))
-    whole = fit(make_model(name, data), data, make_run(tmp_path / "whole"), show=False, checkpoint_seconds=0)
-    for attempt, (hook, calls) in enumerate([*KILLS, (None, 0)]):
-        model = make_model(name, data)
+    data, options = make_data(MODELS[name][0]), {"show": False, "checkpoint_seconds": 0}
+    whole = fit(make_model(name, data), data, make_run(tmp_path / "whole"), **options)
+    for attempt, (hook, calls) in enumerate(KILLS):
+        model, run = make_model(name, data), make_run(tmp_path / "killed")
         torch.manual_seed(987 + attempt)  # a new process has another random state
         if hook:
             with pytest.raises(RuntimeError, match="stopped"):
-                fit(
-                    stopped(model, calls, hook=hook),
-                    data,
-                    make_run(tmp_path / "killed"),
-                    show=False,
-                    checkpoint_seconds=0,
-                )
-    again = fit(model, data, make_run(tmp_path / "killed"), show=False, checkpoint_seconds=0)
+                fit(stopped(model, calls, hook=hook), data, run, **options)
+    again = fit(model, data, run, **options)
     assert again.folder.name == "version_10" and again.history["batches"] == whole.history["batches"]
     for key, value in whole.model.state_dict().items():
         assert torch.equal(again.model.state_dict()[key], value), key
     one, two = (found.curves.query("name != 'speed/images_per_second'") for found in (again, whole))
     pd.testing.assert_frame_equal(one, two)
-    loaded = load(make_model(name, data), make_run(tmp_path / "whole"), whole.folder).model
-    assert not loaded.training
-    np.testing.assert_allclose(score_images(loaded, data.test), score_images(again.model, data.test), rtol=1e-4)
+    loaded, some = load(make_model(name, data), run, whole.folder).model, data.test.first_of_each(2)
+    np.testing.assert_allclose(score_images(loaded, some), score_images(again.model, some), rtol=1e-4, atol=1e-6)
 
 
-# --- on another device --------------------------------------------------------------------------------------------------
+def test_nothing_meets_on_two_devices_and_no_step_waits_for_the_gpu():
+    process = subprocess.run([sys.executable, "-m", "tests.fake_gpu"], cwd=ROOT, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr[-3000:]
+    found = json.loads(process.stdout.splitlines()[-1])
+    assert {name: faults.pop("none") for name, faults in found.items()} == dict.fromkeys(MODELS, "nothing")
+    faults = dict.fromkeys(("in the score", "in the loss", "in the backward pass"), "two devices")
+    faults |= {"a value is read": "a value on the GPU", "a mask is an index": "nonzero"}
+    for name in ("baseline GAN", "autoencoder"):  # else the test above could not fail
+        assert {fault: words in found[name][fault] for fault, words in faults.items()} == dict.fromkeys(faults, True)
 
 
-class Steps:
-    """Stands for the trainer's optimisers and schedules."""
+@pytest.mark.parametrize("name", ["baseline GAN", "DCGAN", "GANomaly"])
+def test_each_adversarial_step_moves_only_its_own_side(name):
+    data = make_data(MODELS[name][0])
+    model, seen = make_model(name, data), []
+    sides = [list(side.parameters()) for side in (model.generator, model.discriminators)]
 
-    def zero_grad(self):
-        pass
+    class Step(torch.optim.SGD):
+        def step(self):
+            before = [torch.nn.utils.parameters_to_vector(side) for side in sides]
+            super().step()
+            moved = [
+                not torch.equal(a, torch.nn.utils.parameters_to_vector(b)) for a, b in zip(before, sides, strict=True)
+            ]
+            seen.append((moved, torch.cat([weights.grad.flatten() for weights in sides[1]])))
 
-    step = zero_grad
-
-
-def on_cuda(model):
-    """``model.to("cuda")`` for tensors without content; it needs no GPU."""
-    for module in model.modules():
-        for name, weights in list(module._parameters.items()):
-            if weights is not None:
-                module._parameters[name] = torch.nn.Parameter(weights.detach().to("cuda"), weights.requires_grad)
-        for name, values in list(module._buffers.items()):
-            module._buffers[name] = values.to("cuda")
-    model._device = torch.device("cuda", 0)  # what Lightning's ``to`` sets
-    return model
-
-
-def whole_way(name, change=lambda model: None):
-    """Augmentation, training step with backward, scores and maps, all on "cuda" with tensors that have a device only."""
-    book, _, settings = MODELS[name]
-    side = settings.get("size", 28)
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        images, zeros = torch.zeros(4, 3 if book.startswith("03") else 1, side, side, dtype=torch.uint8), torch.zeros(4)
-        data = type("Data", (), {"train": Split(images, zeros, zeros)})
-        model = make_model(name, data, on_cuda)
-        change(model)
-        model.optimizers, model.lr_schedulers = lambda: (Steps(), Steps()), Steps
-        model.manual_backward = torch.Tensor.backward
-        augment = Augment(flip=0.5, degrees=5, shift=0.1, noise=0.1, scale=0.1, brightness=0.1)
-        normal = augment(to_float(images, model.device))
-        loss = model.train().training_step((normal, normal), 0)
-        if model.automatic_optimization:
-            loss.backward()
-        assert {weights.grad.device.type for weights in model.parameters() if weights.grad is not None} == {"cuda"}
-        assert model.batch_losses[0].device.type == "cuda", "nothing is copied to the host"
-        for function in (model.reconstruct, model.anomaly_score, *([model.anomaly_map] if model.has_map else [])):
-            assert len(predict(model, function, data.train)) == 4
-        if hasattr(model, "get_radius"):
-            model.R.copy_(model.get_radius(data.train, 0.1))
-        if book.startswith("03"):
-            model.learn_usual(images)
+    optimizers = [Step(side, lr=0.1) for side in sides]
+    model.optimizers, model.manual_backward = lambda: optimizers, torch.Tensor.backward
+    model.lr_schedulers = lambda: SimpleNamespace(step=lambda: None)
+    model.training_step(next(iter(data.train_dataloader())), 0)
+    assert [moved for moved, _ in seen] == [[False, True], [True, False]], "discriminators first"
+    assert torch.equal(seen[0][1], seen[1][1]), "the generator's step leaves their gradients alone"
+    assert all(weights.requires_grad for weights in model.parameters())
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_nothing_meets_on_two_devices(name):
-    whole_way(name)
+# --- the committed versions -------------------------------------------------------------------------------------------
+
+RAW, HAZELNUT = data_dir() / "FashionMNIST" / "raw", data_dir() / "mvtec_anomaly_detection" / "hazelnut"
+KINDS = ("BaselineGAN", "DCGAN", "HazelnutAutoencoder", "Spheres", "GANomaly")
 
 
-def in_the_score(model):
-    score = model.anomaly_score
-    model.anomaly_score = lambda x: score(x) + torch.ones(len(x))
+@pytest.mark.parametrize("number", range(5))
+def test_the_committed_weights_give_the_committed_result(tmp_path, number):
+    """The weights are always loaded; the result is measured where the real data are at hand."""
+    folder = ROOT / "lightning_logs" / f"version_{number}"
+    settings = yaml.safe_load((folder / "hparams.yaml").read_text())
+    run = make_run(tmp_path, settings["notebook"])
+    loaded = load(page(run.notebook)[KINDS[number]](settings), run, folder)
+    assert not loaded.model.training and len(loaded.curves)
+    assert all(weights.dtype == torch.float32 for weights in loaded.model.parameters())
+    run.data_dir, run.profile = data_dir(), "full"
+    if number in (2, 3) and HAZELNUT.is_dir():
+        data = MVTec(run, size=settings["size"], grey=number == 3, held_out=settings.get("held_out", 0.1))
+    elif number not in (2, 3) and len(list(RAW.glob("*-ubyte*"))) >= 4:
+        data = FashionMNISTOneClass(run, anomaly_fraction=settings["anomaly_fraction"], size=settings.get("size", 28))
+    else:
+        return
+    stored = read_results(folder)
+    if data.fields()["n_test_anomalous"] == stored["n_test_anomalous"]:
+        assert evaluate(loaded.model, data).auroc == pytest.approx(stored["auroc"], abs=1e-3)
 
 
-def in_the_loss(model):
-    model.weighted_sum = lambda losses: sum(losses.values()) * torch.ones(1)
+# --- losses, maps and scores by hand ----------------------------------------------------------------------------------
 
 
-class Backwards(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x):
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx, gradient):
-        return gradient * torch.ones(1)
-
-
-def in_the_backward_pass(model):
-    weighted_sum = model.weighted_sum
-    model.weighted_sum = lambda losses: Backwards.apply(weighted_sum(losses))
+def test_abc_is_its_formula_where_that_can_be_computed_and_finite_elsewhere():
+    abc = page("02_dcgan")["abc"]
+    d = torch.tensor([0.1, 1.0, 3.0])
+    assert abc(d).tolist() == pytest.approx([-math.log(1 - math.exp(-value)) for value in d.tolist()], rel=1e-5)
+    extreme = torch.tensor([0.0, 1e-30, 80.0, 1e30], requires_grad=True)
+    abc(extreme).sum().backward()
+    assert abc(extreme).isfinite().all() and extreme.grad.isfinite().all() and (abc(extreme) >= 0).all()
 
 
-@pytest.mark.parametrize("plant", [in_the_score, in_the_loss, in_the_backward_pass])
-@pytest.mark.parametrize("name", ["baseline GAN", "autoencoder"])
-def test_a_planted_mismatch_is_found(name, plant):
-    with pytest.raises(RuntimeError, match="different devices cuda:0, cpu|found two different devices"):
-        whole_way(name, plant)
+def test_ssim_is_that_of_torchmetrics():
+    x = ndimage.gaussian_filter(np.random.default_rng(0).normal(size=(2, 3, 40, 48)), (0, 0, 2, 2))
+    x = torch.from_numpy(x / np.abs(x).max()).float()
+    for y in ((x + 0.2 * torch.randn(*x.shape)).clamp(-1, 1), x.flip(-1), 0.5 * x):
+        settings = {"gaussian_kernel": False, "kernel_size": 11, "data_range": 1.0, "return_full_image": True}
+        _, expected = structural_similarity_index_measure((x + 1) / 2, (y + 1) / 2, **settings)
+        found = page("03_hazelnut_autoencoder")["ssim"](x, y)
+        torch.testing.assert_close(found[..., 6:-6, 6:-6], expected[..., 6:-6, 6:-6], atol=2e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize(("sigma", "side"), [(1.0, 100), (15.0, 100), (15.0, 16)])
+def test_blur_is_a_gaussian(sigma, side):
+    x, reach = torch.randn(2, 3, side, side).double(), min(round(3 * sigma), side - 1)
+    expected = ndimage.gaussian_filter(x.numpy(), (0, 0, sigma, sigma), mode="mirror", radius=(0, 0, reach, reach))
+    np.testing.assert_allclose(page("03_hazelnut_autoencoder")["blur"](x, sigma), expected, atol=1e-6)
+
+
+def test_weights_undo_the_covariance_and_keep_the_size_of_a_usual_error():
+    book, mix = page("03_hazelnut_autoencoder"), torch.tensor([[1.0, 0, 0], [0.9, 0.3, 0], [0.2, 0.1, 3.0]])
+    r = torch.einsum("ab,nbhw->nahw", mix, torch.randn(8, 3, 64, 64))
+    weights = book["colour_weights"](r, aligned=False)
+    usual = (mix @ mix.T).diagonal().mean()
+    expected = torch.linalg.inv(mix @ mix.T / usual + 0.01 * torch.eye(3))
+    torch.testing.assert_close(weights[..., 0, 0], expected, rtol=0.1, atol=0.1)
+    found = book["weighted_square"](r, weights)
+    by_hand = torch.einsum("nahw,ab,nbhw->nhw", r, weights[..., 0, 0], r)
+    torch.testing.assert_close(found[:, 0], by_hand, rtol=1e-4, atol=1e-5)
+    assert 0.8 < found.mean() / r.square().sum(1).mean() < 1.0, "but for what the small constant takes away"
+
+
+def test_the_objectives_of_deep_svdd_by_hand():
+    data = make_data("04_deep_svdd")
+    x = to_float(data.train.images[:4])
+    one, soft = (make_model(name, data) for name in ("one-class", "soft boundary"))
+    distance = (one.train().encoder(x) - one.c).square().sum(1).detach()
+    assert one.losses(x)["distance"].item() == pytest.approx(distance.mean().item(), rel=1e-4)
+    soft.train().R.copy_(distance.median().sqrt())
+    found = soft.losses(x)
+    assert found["radius_squared"].item() == pytest.approx(distance.median().item(), rel=1e-4)
+    outside = (distance - distance.median()).clamp_min(0).mean() / 0.25
+    assert found["outside"].item() == pytest.approx(outside.item(), rel=1e-3)
+
+
+def test_the_radius_is_the_quantile_over_a_whole_set_which_lies_inside():
+    data = make_data("04_deep_svdd")
+    model = make_model("one-class", data)
+    model.R.copy_(model.get_radius(data.train, 0.25))
+    score = score_images(model, data.train)
+    assert (score > 0).sum() == math.floor(0.25 * (len(score) - 1)), "the image that defines it is inside"
+
+
+def test_the_whitened_score_of_ganomaly_is_mahalanobis_distance():
+    data = make_data("05_ganomaly")
+    model = make_model("GANomaly", data).eval()
+    x, zeros = [torch.rand(count, 1, 32, 32) * 2 - 1 for count in (400, 5)], torch.zeros(400, dtype=torch.long)
+    usual = Split(to_uint8(x[0]), zeros, zeros)
+    with torch.inference_mode():
+        gaps, new = model.gap(to_float(usual.images)).double().numpy(), model.gap(x[1]).double().numpy()
+    model.learn_usual(usual)
+    away = new - gaps.mean(0)
+    expected = (away @ np.linalg.inv(np.cov(gaps.T)) * away).sum(1) / 6
+    assert model.anomaly_score(x[1]).detach().numpy() == pytest.approx(
+        expected, rel=0.1
+    )  # Ledoit and Wolf shrink a little
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_conformal_p_values_keep_their_promise_whatever_the_distribution(ties):
+    p_values, rng, count, alphas = (
+        page("05_ganomaly")["conformal_p_values"],
+        np.random.default_rng(0),
+        19,
+        (0.05, 0.25, 0.9),
+    )
+    scores = rng.gamma(0.5, size=(4000, count + 1)).round(1 if ties else 9)  # skewed, as scores are
+    p = np.array([p_values(row[:1], row[1:])[0] for row in scores])
+    for alpha in alphas:
+        assert (p <= alpha + 1e-12).mean() <= alpha + 4 * math.sqrt(alpha * (1 - alpha) / 4000)
+    assert p_values(np.array([0.0, 1.0, 2.5, 9.0]), np.array([1.0, 2.0, 2.0, 3.0])).tolist() == [1, 1, 0.4, 0.2]
+
+
+def test_the_bootstrap_is_the_auroc_of_resampled_test_sets():
+    """Draw by draw against scikit-learn's weighted AUROC, ties included."""
+    label, rng = np.repeat([0, 1], [200, 300]), np.random.default_rng(0)
+    scores = np.stack([rng.normal(label, 1.0).round(1), rng.normal(2 * label, 1.0)])
+    found = page("10_compare_versions")["bootstrap_auroc"](scores, label, 5, seed=3)
+    generator = np.random.default_rng(3)
+    for draw in range(5):
+        weight = np.empty(500)
+        for value, count in ((0, 200), (1, 300)):
+            weight[value == label] = np.bincount(generator.integers(count, size=count), minlength=count)
+        expected = [roc_auc_score(label, score, sample_weight=weight) for score in scores]
+        assert found[:, draw] == pytest.approx(expected)

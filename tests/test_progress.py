@@ -27,27 +27,25 @@ def kernel(monkeypatch):
     return found
 
 
-def test_a_display_is_one_place_that_is_updated(kernel):
-    display = Display(0)
-    for content in ("first", "second", "third"):
-        display.draw(content)
-    assert (kernel.shown, kernel.updated) == (["first"], ["second", "third"])
-
-
 def test_a_line_is_updated_twice_a_second_at_most_and_its_last_text_always(kernel):
     line = Line()
     for tenth in range(30):
         kernel.now = 100 + tenth / 10
         line.show(f"batch {tenth}")
     line.show("done", last=True)
+    assert len(kernel.shown) == 1, "one place in the output"
     texts = [content["text/plain"] for content in kernel.shown + kernel.updated]
     assert texts == ["batch 0", "batch 5", "batch 10", "batch 15", "batch 20", "batch 25", "done"]
 
 
-def test_a_log_file_gets_only_the_last_text(capsys):
+def test_a_log_file_gets_only_the_last_text_and_no_figure(capsys, monkeypatch):
+    shell = types.SimpleNamespace()
+    monkeypatch.setitem(sys.modules, "IPython", types.SimpleNamespace(get_ipython=lambda: shell))
+    assert not in_notebook(), "a plain IPython shell shows none"
     line = Line()
     line.show("batch 1")
     line.show("done", last=True)
+    Display(0).draw("a figure")
     assert capsys.readouterr().out == "done\n"
 
 
@@ -59,21 +57,6 @@ def test_a_terminal_gets_one_line_without_remains_of_a_longer_one(monkeypatch):
     line.show("a long text")
     line.show("short", last=True)
     assert screen.getvalue() == "\ra long text\rshort      \n"
-
-
-def test_only_a_kernel_is_a_notebook(monkeypatch):
-    shell = types.SimpleNamespace()
-    monkeypatch.setitem(sys.modules, "IPython", types.SimpleNamespace(get_ipython=lambda: shell))
-    assert not in_notebook()
-    shell.kernel = object()
-    assert in_notebook()
-    monkeypatch.delitem(sys.modules, "IPython")
-    assert not in_notebook()
-
-
-def test_outside_of_a_notebook_a_display_is_silent(capsys):
-    Display(0).draw("figure")
-    assert capsys.readouterr().out == ""
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (61.9, "1:01"), (3599, "59:59"), (7325, "2:02:05")])

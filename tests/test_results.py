@@ -5,7 +5,6 @@ import shutil
 
 import numpy as np
 import pytest
-import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from helpers.evaluation import evaluate
@@ -37,14 +36,15 @@ def test_results_json_is_flat_and_holds_what_a_program_needs(reported):
     expected |= {"tested_on": "test split", "n_train": 52, "n_test_normal": 10, "n_test_anomalous": 10}
     expected |= {"threshold_percentile": 75, "n_calibration": 4, "lowest_false_positive_rate": 0.2}
     expected |= {"control": CONTROL[0], "control_auroc": 0.75, "seeds": {"auroc": [0.5, 0.75]}}
+    expected |= scores.metrics | {"threshold": scores.threshold, "true_positive_rate_interval": list(scores.interval)}
     assert {name: stored[name] for name in expected} == expected
-    assert stored["true_positive_rate_interval"] == list(scores.interval)
-    assert {name: stored[name] for name in scores.metrics} == scores.metrics and "pro" in stored
-    assert (stored["threshold"], stored["pixel_threshold"]) == (scores.threshold, pytest.approx(scores.pixel_threshold))
+    assert stored["pixel_threshold"] == pytest.approx(scores.pixel_threshold) and "pro" in stored
     assert {"train_seconds", "images_per_second", "device", "parameters", "scoring_images_per_second"} <= set(stored)
 
 
-def test_without_seeds_or_control_their_fields_say_so(run, trained):
+def test_without_seeds_control_or_maps_their_fields_say_so(run, trained):
+    assert mean_std([0.5]) == "0.5000 (1 seed)"
+    assert mean_std([0.5, 0.7]) == "0.6000 ± 0.1414 (2 seeds)"
     found = report(evaluate(trained.model, Toy()), load(ToyModel(), run, trained.folder))
     assert found["seeds"] == {"auroc": [found["auroc"]]}
     assert found["control"] is None and found["control_auroc"] is None
@@ -52,8 +52,7 @@ def test_without_seeds_or_control_their_fields_say_so(run, trained):
 
 
 def test_the_scores_are_kept_image_by_image(reported):
-    found, scores, _ = reported
-    kept = read_scores(found.folder)
+    scores, kept = reported[1], read_scores(reported[0].folder)
     for name in ("score", "label", "defect_type", "validation"):
         assert np.array_equal(getattr(kept, name), getattr(scores, name)), name
     assert kept.defect_types == scores.defect_types and kept.auroc == scores.auroc
@@ -68,22 +67,16 @@ def test_tensorboard_gets_metrics_figures_and_hyperparameters_in_one_file(report
     assert "_hparams_/session_start_info" in found.summary_metadata, "else the HParams tab is empty"
     assert len(list(folder.glob("events.*"))) == 1
     assert {"scores.png", "reconstructions.png"} <= {path.name for path in folder.iterdir()}
-    assert yaml.safe_load((folder / "hparams.yaml").read_text())["weight_repulsion"] == 0.1
 
 
 def test_a_loaded_version_is_left_as_it_is(reported):
-    found, scores, returned = reported
+    found, scores, _ = reported
     before = {path: path.read_bytes() for path in found.folder.iterdir()}
-    loaded = load(WithMap(seed=7), found.run, found.folder)
-    scores.percentile, kept = 50, scores.percentile
-    assert report(scores, loaded)["threshold_percentile"] == 50
-    scores.percentile = kept
+    assert report(scores, load(WithMap(seed=7), found.run, found.folder))["seeds"] == {"auroc": [scores.auroc]}
     assert before == {path: path.read_bytes() for path in found.folder.iterdir()}
-    assert returned["threshold_percentile"] == 75
 
 
-def test_the_training_without_a_name_is_reported_last(run, no_figures, monkeypatch):
-    monkeypatch.setattr("helpers.results._log", lambda *args: None)
+def test_the_training_without_a_name_is_reported_last(run, no_figures):
     data = Toy()
     main, side = (fit(ToyModel(epochs=1), data, run, name=name, show=False) for name in ("", "side"))
     scores = evaluate(main.model, data)
@@ -95,22 +88,13 @@ def test_the_training_without_a_name_is_reported_last(run, no_figures, monkeypat
 
 
 def test_json_is_whole_or_not_there(tmp_path):
-    path = tmp_path / "results.json"
-    write_json(path, {"a": np.float32(1)})
-    with pytest.raises(TypeError):
-        write_json(path, {"a": object()})
-    assert json.loads(path.read_text()) == {"a": 1}
-    assert [file.name for file in tmp_path.iterdir()] == ["results.json"]
-
-
-def test_missing_results_say_what_to_do(tmp_path):
     with pytest.raises(FileNotFoundError, match="no results in .*: run its notebook to the end"):
         read_results(tmp_path)
-
-
-def test_mean_std():
-    assert mean_std([0.5]) == "0.5000 (1 seed)"
-    assert mean_std([0.5, 0.7]) == "0.6000 ± 0.1414 (2 seeds)"
+    write_json(tmp_path / "results.json", {"a": np.float32(1)})
+    with pytest.raises(TypeError):
+        write_json(tmp_path / "results.json", {"a": object()})
+    assert read_results(tmp_path) == {"a": 1}
+    assert [file.name for file in tmp_path.iterdir()] == ["results.json"]
 
 
 # --- all versions as one table ----------------------------------------------------------------------------------------
@@ -129,9 +113,10 @@ def logs(tmp_path, reported):
 def test_every_version_and_its_further_trainings_are_rows(logs, capsys):
     (logs / "version_10" / "seed_1").mkdir()  # without results: a repetition
     (logs / "holiday pictures").mkdir()
-    table = load_results(logs, logs / "nowhere", logs)
+    shutil.copytree(logs / "version_9", logs / "own" / "version_9")  # a name that is there already
+    table = load_results(logs, logs / "nowhere", logs / "own")
     assert table.index.tolist() == ["version_9", "version_10", "version_10/side"]
-    assert table.loc["version_10/side", "folder"] == logs / "version_10" / "side"
+    assert table["folder"].tolist() == [logs / name for name in table.index]
     assert set(table["auroc_mean"]) == {0.625}
     assert capsys.readouterr().out == ""
     assert len(load_results(logs / "nowhere")) == 0
@@ -143,97 +128,66 @@ def test_only_what_has_the_same_task_may_be_compared(logs):
     assert load_results(logs)["task"].duplicated(keep=False).tolist() == [False, True, True]
 
 
-def test_of_a_folder_given_twice_the_first_counts(logs, tmp_path_factory):
-    own = tmp_path_factory.mktemp("own")
-    shutil.copytree(logs / "version_9", own / "version_9")
-    shutil.copytree(logs / "version_9", own / "version_11")
-    table = load_results(logs, own)
-    assert table["folder"]["version_9"] == logs / "version_9" and "version_11" in table.index
+def results(**changes):
+    """As bytes; None takes a field away."""
 
-
-def without(*names):
-    def change(folder):
-        kept = read_results(folder)
-        write_json(folder / "results.json", {name: value for name, value in kept.items() if name not in names})
+    def change(known):
+        content = {name: value for name, value in (known | changes).items() if value is not None}
+        return json.dumps(content).encode()
 
     return change
 
 
-def results(**changes):
-    return lambda folder: (folder / "results.json").write_text(json.dumps(read_results(folder) | changes))
-
-
-def content(data):
-    return lambda folder: (folder / "results.json").write_bytes(data)
-
-
-def unfinished(folder):
-    (folder / "results.json").rename(folder / "last.ckpt")
-
-
 DAMAGES = [
-    (lambda folder: (folder / "results.json").unlink(), "no results.json"),
-    (unfinished, "unfinished, run its notebook again"),
-    (content(b'{"auroc": '), "Expecting value"),
-    (content(b""), "Expecting value"),
-    (content(b"\xff\xfe{}"), "utf-8"),
-    (content(b"[1, 2]"), "version_9: "),
-    (content(b"null"), "version_9: "),
-    (content(b"[" * 100_000), "version_9: "),
-    (without("dataset", "n_test_normal"), "results.json lacks dataset, n_test_normal"),
-    (without("auroc"), "results.json lacks auroc"),
-    (without("seeds"), "seeds"),
+    (b'{"auroc": ', "Expecting value"),
+    (b"", "Expecting value"),
+    (b"\xff\xfe{}", "utf-8"),
+    (b"[1, 2]", "version_9: "),
+    (b"[" * 100_000, "version_9: "),
+    (results(dataset=None, n_test_normal=None), "results.json lacks dataset, n_test_normal"),
+    (results(auroc=None), "results.json lacks auroc"),
+    (results(seeds=None), "seeds"),
     (results(auroc=1.5), "states an AUROC of 1.5"),
     (results(auroc="high"), "version_9: "),
     (results(auroc=float("nan")), "states an AUROC of nan"),
-    (results(auroc=None), "version_9: "),
     (results(seeds=[0.5]), "version_9: "),
     (results(seeds={"auroc": "many"}), "version_9: "),
-    (results(seeds={"auroc": {}}), "version_9: "),
 ]
 
 
-@pytest.mark.parametrize(("damage", "reason"), DAMAGES, ids=[f"{n} {reason}" for n, (_, reason) in enumerate(DAMAGES)])
-def test_what_cannot_be_read_is_named_and_never_raised(logs, capsys, damage, reason):
-    damage(logs / "version_9")
+@pytest.mark.parametrize(("content", "reason"), DAMAGES, ids=range(len(DAMAGES)))
+def test_results_that_cannot_be_read_are_named_and_never_raised(logs, capsys, content, reason):
+    path = logs / "version_9" / "results.json"
+    path.write_bytes(content(read_results(path.parent)) if callable(content) else content)
     assert load_results(logs).index.tolist() == ["version_10", "version_10/side"]
     said = capsys.readouterr().out
     assert said.startswith("left out: version_9: ") and reason in said and said.count("\n") == 1
 
 
-def test_a_folder_that_is_closed_is_named(logs, capsys, monkeypatch):
-    read = type(logs).read_text
-
-    def refuse(path, *args, **kwargs):
-        if path.parent.name == "version_9":
-            raise PermissionError(13, "Permission denied")
-        return read(path, *args, **kwargs)
-
-    monkeypatch.setattr(type(logs), "read_text", refuse)
-    assert "version_9" not in load_results(logs).index
-    assert "left out: version_9: [Errno 13] Permission denied" in capsys.readouterr().out
-
-
-def cut(path):
-    path.write_bytes(path.read_bytes()[:-300])
-
-
-SCORE_DAMAGES = {
-    "missing": lambda path: path.unlink(),
-    "cut": cut,
-    "empty": lambda path: path.write_bytes(b""),
-    "text": lambda path: path.write_text("scores"),
-    "other arrays": lambda path: np.savez(path, other=[1]),
-    "lengths": lambda path: np.savez(path, **arrays(score=[0.0, 1.0])),
-    "not finite": lambda path: np.savez(path, **arrays(score=[0.0, np.nan, 1.0, 2.0])),
-    "one label": lambda path: np.savez(path, **arrays(label=[0, 0, 0, 0])),
-    "pickled": lambda path: np.savez(path, **arrays(validation=np.array([{}, None]))),
-}
+def test_missing_and_closed_results_are_named(logs, capsys, monkeypatch):
+    (logs / "version_9" / "results.json").unlink()
+    (logs / "version_11").mkdir()
+    (logs / "version_11" / "last.ckpt").touch()
+    monkeypatch.setattr("helpers.results.json.loads", lambda text: (_ for _ in ()).throw(PermissionError(13, "denied")))
+    assert len(load_results(logs)) == 0
+    said = capsys.readouterr().out
+    assert "version_9: no results.json" in said and "version_11: unfinished, run its notebook again" in said
+    assert "version_10: [Errno 13] denied" in said
 
 
 def arrays(**changes):
     known = {"score": [0.0, 2.0, 1.0, 3.0], "label": [0, 0, 1, 1], "defect_type": [0, 0, 1, 1]}
-    return known | {"defect_types": ["good", "bad"], "validation": [0.0, 0.5]} | changes
+    return lambda path: np.savez(path, **known | {"defect_types": ["good", "bad"], "validation": [0.0, 0.5]} | changes)
+
+
+SCORE_DAMAGES = {
+    "missing": lambda path: path.unlink(),
+    "cut": lambda path: path.write_bytes(path.read_bytes()[:-300]),
+    "text": lambda path: path.write_text("scores"),
+    "other arrays": lambda path: np.savez(path, other=[1]),
+    "not finite": arrays(score=[0.0, np.nan, 1.0, 2.0]),
+    "pickled": arrays(validation=np.array([{}, None])),
+}
 
 
 @pytest.mark.parametrize("damage", SCORE_DAMAGES)

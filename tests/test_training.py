@@ -2,6 +2,7 @@
 
 import errno
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from helpers.training import fit, load
 from tests.toy import BATCHES, ROOT, Adversarial, Toy, ToyModel, make_run, stopped
 
 pytestmark = pytest.mark.usefixtures("no_figures")
+KINDS = pytest.mark.parametrize("kind", [ToyModel, Adversarial])
 
 
 def train(model, run, data=None, **options):
@@ -31,52 +33,41 @@ def assert_same(first, second):
     """The same weights and the same curves, but for the speed."""
     for name, value in first.model.state_dict().items():
         assert torch.equal(value, second.model.state_dict()[name]), name
-    one, two = (found.curves[found.curves["name"] != "speed/images_per_second"] for found in (first, second))
+    one, two = (found.curves.query("name != 'speed/images_per_second'") for found in (first, second))
     pd.testing.assert_frame_equal(one, two)
 
 
 # --- what comes back --------------------------------------------------------------------------------------------------
 
 
-def test_a_trained_and_a_loaded_model_are_in_eval_mode_and_score_alike(trained):
-    loaded = load(ToyModel(), make_run(trained.folder.parent), trained.folder)
+def test_a_trained_and_a_loaded_model_have_learned_and_are_in_eval_mode_and_score_alike(trained, run):
+    loaded, test = load(ToyModel(), run, trained.folder), Toy().test
     assert not any(module.training for found in (trained, loaded) for module in found.model.modules())
-    assert np.array_equal(*(score_images(found.model, Toy().test) for found in (trained, loaded)))
-    assert loaded.logger is None
-
-
-def test_it_learns(trained):
-    test = Toy().test
+    assert np.array_equal(*(score_images(found.model, test) for found in (trained, loaded)))
     untrained, after = (auroc(score_images(model, test), test.label) for model in (ToyModel(), trained.model))
     assert after > 0.95 > untrained
 
 
-def test_history_and_curves_travel_with_the_version(trained):
-    loaded = load(ToyModel(), make_run(trained.folder.parent), trained.folder)
+def test_history_and_curves_travel_with_the_version(trained, run):
+    loaded = load(ToyModel(), run, trained.folder)
     assert loaded.history.keys() == trained.history.keys()
     assert (loaded.history["batches"], loaded.history["images"], loaded.history["epochs"]) == (18, 18 * 12, 3)
     assert loaded.history["parameters"] == sum(weights.numel() for weights in trained.model.parameters())
     assert loaded.history["frame_batches"] == [0, 18] and loaded.history["precision"] == "32-true"
-    assert loaded.curves.columns.tolist() == ["batch", "name", "value"]
     assert loaded.curves.query("name == 'loss/repulsion'")["batch"].tolist() == [6, 12, 18]
     pd.testing.assert_frame_equal(loaded.curves, trained.curves)
+    names = sorted(path.name.split(".")[0] for path in trained.folder.iterdir() if path.name != ".lock")
+    assert names == ["events", "hparams", "metrics", "model", "reconstructions"]
 
 
-def test_a_finished_version_holds_no_half_written_or_unneeded_file(trained):
-    names = {path.name.split(".")[0] for path in trained.folder.iterdir()} - {""}
-    assert names == {"hparams", "model", "metrics", "reconstructions", "events"}
-    assert len(list(trained.folder.glob("events.*"))) == 1
-
-
-def test_half_precision_weights_are_used_in_single_precision(trained, tmp_path):
+def test_half_precision_weights_are_used_in_single_precision(trained, run, tmp_path):
     checkpoint = torch.load(trained.folder / "model.ckpt", weights_only=True)
     state = checkpoint["state_dict"]
     checkpoint["state_dict"] = {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
     torch.save(checkpoint, tmp_path / "model.ckpt")
-    loaded = load(ToyModel(), make_run(tmp_path), tmp_path).model
+    loaded = load(ToyModel(), run, tmp_path).model
     assert all(weights.dtype == torch.float32 for weights in loaded.parameters())
-    scores = [score_images(model, Toy().test) for model in (loaded, trained.model)]
-    np.testing.assert_allclose(*scores, rtol=0.01)
+    np.testing.assert_allclose(*(score_images(model, Toy().test) for model in (loaded, trained.model)), rtol=0.01)
 
 
 def test_without_training_the_reference_is_loaded_by_its_name(trained, tmp_path, monkeypatch):
@@ -89,49 +80,23 @@ def test_without_training_the_reference_is_loaded_by_its_name(trained, tmp_path,
     assert not run.logs_dir.exists()
 
 
-def test_the_schedule_knows_the_number_of_batches_and_lightning_counts_steps(run):
-    counts = {}
-    for model, steps in ((ToyModel(epochs=2), 1), (Adversarial(epochs=2), 2)):
-        train(model, run, name=type(model).__name__)
-        counts[type(model).__name__] = model.trainer.global_step / (2 * BATCHES) / steps
-        assert model.n_batches == 2 * BATCHES
-        rate = model.trainer.optimizers[0].param_groups[0]["lr"]
-        assert steps == 2 or rate == pytest.approx(0.01 / (2 * BATCHES + 1))
-    assert counts == {"ToyModel": 1, "Adversarial": 1}
+@KINDS
+def test_the_schedule_knows_the_number_of_batches_and_lightning_counts_every_step(run, kind):
+    model = train(kind(epochs=2), run).model
+    assert model.n_batches == 2 * BATCHES
+    assert model.trainer.global_step == 2 * BATCHES * len(model.trainer.optimizers)
+    if kind is ToyModel:
+        assert model.trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.01 / (2 * BATCHES + 1))
 
 
 @pytest.mark.filterwarnings("ignore:Using ModelCheckpoint with manual optimization")
-@pytest.mark.parametrize("kind", [ToyModel, Adversarial])
-def test_lightnings_own_checkpoint_callback_works(run, kind):
-    class WithCallback(kind):
-        def configure_callbacks(self):
-            return [ModelCheckpoint(run.logs_dir / "stock", "{step}", every_n_train_steps=4, save_top_k=-1)]
-
-    train(WithCallback(epochs=2), run)
-    steps = 2 * BATCHES * (1 + (kind is Adversarial))
-    expected = {f"step={step}.ckpt" for step in range(4, steps + 1, 4)}
-    assert {path.name for path in (run.logs_dir / "stock").iterdir()} == expected
-
-
-def test_further_callbacks_and_options_go_to_the_trainer(run):
+@KINDS
+def test_lightnings_own_callbacks_and_options_work(run, kind):
     stock = ModelCheckpoint(run.logs_dir / "stock", "{step}", every_n_train_steps=4, save_top_k=-1)
-    model = ToyModel(epochs=1)
-    train(model, run, callbacks=[stock], gradient_clip_val=0.5)
-    assert model.trainer.gradient_clip_val == 0.5
-    assert [path.name for path in (run.logs_dir / "stock").iterdir()] == ["step=4.ckpt"]
-
-
-def test_large_convolutions_train_in_the_layout_that_suits_them(run):
-    class Large(ToyModel):
-        large_convolutions = True
-
-        def __init__(self, **changes):
-            super().__init__(**changes)
-            self.convolution = torch.nn.Conv2d(2, 2, 3)
-
-    found = train(Large(epochs=1), run)
-    assert found.model.convolution.weight.is_contiguous(memory_format=torch.channels_last)
-    assert found.history["precision"] == "32-true"
+    model = train(kind(epochs=2), run, callbacks=[stock], limit_val_batches=7).model
+    assert model.trainer.limit_val_batches == 7
+    expected = {f"step={step}.ckpt" for step in range(4, model.trainer.global_step + 1, 4)}
+    assert {path.name for path in (run.logs_dir / "stock").iterdir()} == expected
 
 
 # --- kill and resume --------------------------------------------------------------------------------------------------
@@ -148,11 +113,11 @@ STOPS = [(0, BEFORE), (8, BEFORE), (12, BEFORE), (11, AFTER), (17, AFTER)]  # 11
 STOPS += [(1, "on_train_epoch_end"), (2, "on_train_epoch_end"), (0, "on_train_end")]
 
 
-@pytest.mark.parametrize(("batch", "hook"), STOPS)
-@pytest.mark.parametrize("kind", [ToyModel, Adversarial])
-def test_a_training_stopped_at_any_batch_ends_with_the_same_weights_and_curves(run, whole, kind, batch, hook):
+@pytest.mark.parametrize(("calls", "hook"), STOPS)
+@KINDS
+def test_a_training_stopped_anywhere_ends_with_the_same_weights_and_curves(run, whole, kind, calls, hook):
     with pytest.raises(RuntimeError, match="stopped"):
-        train(stopped(kind(), batch, hook=hook), run)
+        train(stopped(kind(), calls, hook=hook), run)
     torch.manual_seed(987)  # a new process has another random state
     again = train(kind(), make_run(run.logs_dir.parent))
     assert again.folder == run.version and again.history["batches"] == 3 * BATCHES
@@ -174,12 +139,11 @@ def test_the_stop_button_leaves_a_training_to_continue(run, whole, capsys, error
 
 
 def test_a_killed_process_is_continued_to_the_same_weights(tmp_path, whole):
-    """SIGKILL, from the outside, while it trains as fast as it can and writes checkpoints all the time."""
     code = (
         "import os, signal, sys, torch\nfrom pathlib import Path\ntorch.set_num_threads(1)\n"
         "from helpers.training import fit\nfrom tests.toy import Adversarial, Toy, make_run\n"
         "model, count = Adversarial(), iter(range(99))\n"
-        "model.on_train_batch_start = lambda *args: os.kill(os.getpid(), signal.SIGKILL) if next(count) == 11 else None\n"
+        "model.on_train_batch_start = lambda *_: os.kill(os.getpid(), signal.SIGKILL) if next(count) == 11 else None\n"
         "fit(model, Toy(), make_run(Path(sys.argv[1])), show=False, checkpoint_seconds=0)\n"
     )
     killed = subprocess.run([sys.executable, "-c", code, tmp_path], env=os.environ | {"PYTHONPATH": str(ROOT)})
@@ -192,10 +156,8 @@ def test_a_killed_process_is_continued_to_the_same_weights(tmp_path, whole):
 
 
 def test_checkpoints_do_not_change_the_training(run, whole):
-    rare = train(ToyModel(), run, checkpoint_seconds=60)
-    assert all(
-        torch.equal(a, b) for a, b in zip(rare.model.parameters(), whole[ToyModel].model.parameters(), strict=True)
-    )
+    rare = train(ToyModel(), run, checkpoint_seconds=60).model.state_dict()
+    assert all(torch.equal(rare[name], value) for name, value in whole[ToyModel].model.state_dict().items())
 
 
 def test_numpy_scalars_in_a_schedule_do_not_break_the_checkpoint(run):
@@ -211,19 +173,18 @@ def test_numpy_scalars_in_a_schedule_do_not_break_the_checkpoint(run):
     assert_same(again, train(Cosine(), make_run(run.logs_dir.parent / "other")))
 
 
-def foreign(path):
-    torch.save({"state_dict": {}, "callbacks": {}}, path)
+DAMAGES = {
+    "cut": lambda path: path.write_bytes(path.read_bytes()[:-500]),
+    "html": lambda path: path.write_bytes(b"<html>"),
+    "foreign": lambda path: torch.save({"state_dict": {}, "callbacks": {}}, path),
+}
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [lambda path: path.write_bytes(path.read_bytes()[:-500]), lambda path: path.write_bytes(b"<html>"), foreign],
-    ids=["cut", "html", "foreign"],
-)
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_a_broken_checkpoint_is_kept_aside_and_the_training_begins_again(run, whole, capsys, damage):
     with pytest.raises(RuntimeError, match="stopped"):
         train(stopped(ToyModel(), 8), run)
-    damage(run.version / "last.ckpt")
+    DAMAGES[damage](run.version / "last.ckpt")
     broken = (run.version / "last.ckpt").read_bytes()
     again = train(ToyModel(), make_run(run.logs_dir.parent))
     assert "is broken: kept as broken_" in capsys.readouterr().out
@@ -239,23 +200,21 @@ def poisoned(kind, batch, value=float("nan")):
     """A model whose second loss becomes ``value`` in the ``batch``-th batch."""
 
     class Poisoned(kind):
-        count = 0
-
         def record(self, losses):
-            self.count += 1
-            name = list(losses)[1]
-            super().record(losses | {name: losses[name] * (value if self.count == batch + 1 else 1)})
+            name, now = list(losses)[1], self.trainer.fit_loop.total_batch_idx
+            super().record(losses | {name: losses[name] * (value if now == batch else 1)})
 
     return Poisoned()
 
 
-@pytest.mark.parametrize(("kind", "name"), [(ToyModel, "repulsion"), (Adversarial, "adversarial")])
-def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(run, kind, name):
-    with pytest.raises(TrainingError, match=rf"{name}' became nan at batch 8 \(epoch 1\).*last good checkpoint stays"):
+@KINDS
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(run, kind):
+    with pytest.raises(
+        TrainingError, match=r"loss '\w+' became nan at batch 8 \(epoch 1\).*last good checkpoint stays"
+    ):
         train(poisoned(kind, 8), run)
     kept = torch.load(run.version / "last.ckpt", weights_only=True)
     assert kept["callbacks"]["LossLogger"]["batches"] == 8
-    assert all(torch.isfinite(value).all() for value in kept["state_dict"].values())
     with pytest.raises(TrainingError, match="inf at batch 2 .*There is no checkpoint yet"):
         train(poisoned(kind, 2, float("inf")), run, checkpoint_seconds=60)
 
@@ -308,13 +267,12 @@ def test_a_disk_that_really_ends_is_one_clear_error(run, size):
     assert train(ToyModel(), make_run(run.logs_dir.parent)).history["batches"] == 18
 
 
-@pytest.mark.parametrize("code", [errno.EROFS, errno.ENOSPC])
-def test_logs_that_become_unwritable_are_one_clear_error(run, monkeypatch, code):
+def test_logs_that_become_read_only_are_one_clear_error(run, monkeypatch):
     def refuse(self, trainer, name, value):
-        raise OSError(code, os.strerror(code))
+        raise OSError(errno.EROFS, "Read-only file system")
 
     monkeypatch.setattr(LossLogger, "add", refuse)
-    with pytest.raises(TrainingError, match=rf"version_10 \({os.strerror(code)}\).*AD_LOGS_DIR.*checkpoint is intact"):
+    with pytest.raises(TrainingError, match=r"version_10 \(Read-only file system\).*AD_LOGS_DIR.*checkpoint is intact"):
         train(ToyModel(), run)
 
 
@@ -330,31 +288,18 @@ def test_impossible_sizes_leave_no_folder(run):
     assert not run.logs_dir.exists()
 
 
-def test_a_checkpoint_of_another_model_or_architecture_is_one_clear_error(trained, run, tmp_path):
-    class Wider(ToyModel):
-        def __init__(self):
-            super().__init__()
-            self.last = torch.nn.Linear(8, 65)
-
+def test_a_checkpoint_that_is_broken_or_does_not_fit_is_one_clear_error(trained, run, tmp_path):
+    wider = ToyModel()
+    wider.last = torch.nn.Linear(8, 65)  # as after an edit of the class
     with pytest.raises(
         TrainingError, match="does not fit this model, whose code or settings are others: size mismatch"
     ):
-        load(renamed(Wider), run, trained.folder)
+        load(wider, run, trained.folder)
     with pytest.raises(TrainingError, match="holds a ToyModel, not a Adversarial"):
         load(Adversarial(), run, trained.folder)
     with pytest.raises(TrainingError, match="no checkpoint at .*: train first"):
         load(ToyModel(), run, tmp_path)
-
-
-def renamed(kind):
-    """As in a notebook, where an edited class keeps its name."""
-    kind.__name__ = "ToyModel"
-    return kind()
-
-
-@pytest.mark.parametrize("content", [b"<html>", b"", None])
-def test_a_broken_checkpoint_is_one_clear_error(run, tmp_path, content):
-    path = tmp_path / "model.ckpt"
-    path.write_bytes(content) if content is not None else torch.save([1, 2], path)
-    with pytest.raises(TrainingError, match="model.ckpt is broken .*train again, or bring it back"):
-        load(ToyModel(), run, tmp_path)
+    for content in (b"<html>", b"", pickle.dumps([1, 2])):
+        (tmp_path / "model.ckpt").write_bytes(content)
+        with pytest.raises(TrainingError, match="model.ckpt is broken .*train again, or bring it back"):
+            load(ToyModel(), run, tmp_path)

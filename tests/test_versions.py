@@ -18,6 +18,9 @@ pytestmark = pytest.mark.usefixtures("no_figures")
 IDENTITY = {"epochs": 3, "code_fingerprint": "c", "data_fingerprint": "d"}
 
 
+# --- changed code trains ----------------------------------------------------------------------------------------------
+
+
 class OtherLoss(ToyModel):
     """Its loss is edited; the class has the same name, as in a notebook."""
 
@@ -30,14 +33,6 @@ class OtherLoss(ToyModel):
 OtherLoss.__name__ = "ToyModel"
 
 
-def find(tmp_path, name="", resume=True, run=None, **changes):
-    """The folder of a training, as a new kernel finds it, or a ``run`` that goes on."""
-    return find_folder(run or make_run(tmp_path), name, IDENTITY | changes, resume)
-
-
-# --- changed code trains ----------------------------------------------------------------------------------------------
-
-
 def train(run, model=None, data=None, **options):
     return fit(model or ToyModel(epochs=1), data or Toy(), run, show=False, **options)
 
@@ -46,12 +41,19 @@ def test_what_is_trained_already_is_loaded_with_one_line(tmp_path, capsys):
     first = train(make_run(tmp_path))
     for run in (make_run(tmp_path), first.run):  # after a new start, and in the same kernel
         capsys.readouterr()
-        again = train(run)
+        again = train(run, data=edited("test"))  # which no training sees
         assert again.folder == first.folder
         said = capsys.readouterr().out
         assert said.count("\n") == 1 and "already trained with these settings, data and code" in said
         assert all((a == b).all() for a, b in zip(again.model.parameters(), first.model.parameters(), strict=True))
         assert again.logger is not None, "interrupted before its report: that can still be written"
+
+
+def edited(split):
+    """One pixel of one image is another."""
+    data = Toy()
+    getattr(data, split).images[0, 0, 0, 0] += 1
+    return data
 
 
 CHANGES = {
@@ -60,13 +62,6 @@ CHANGES = {
     "images": (lambda: ToyModel(epochs=1), lambda: edited("train"), "other data"),
     "held-out images": (lambda: ToyModel(epochs=1), lambda: edited("validation"), "other data"),
 }
-
-
-def edited(split):
-    """One pixel of one image is another."""
-    data = Toy()
-    getattr(data, split).images[0, 0, 0, 0] += 1
-    return data
 
 
 @pytest.mark.parametrize("change", CHANGES)
@@ -82,30 +77,22 @@ def test_a_change_trains_in_a_new_version_and_says_why(tmp_path, capsys, change)
     assert train(make_run(tmp_path), model(), data()).folder == second.folder, "which is found again"
 
 
-def test_a_change_in_the_test_split_does_not_train_anew(tmp_path):
-    first = train(make_run(tmp_path)).folder
-    assert train(make_run(tmp_path), data=edited("test")).folder == first
-
-
 def test_resume_false_trains_again(tmp_path, capsys):
     run = make_run(tmp_path)
-    first = train(run).folder
-    assert train(run, resume=False).folder != first
+    assert [train(run, resume=resume).folder.name for resume in (True, False)] == ["version_10", "version_11"]
     assert "this training, which was not to be resumed" in capsys.readouterr().out
     assert train(make_run(tmp_path), resume=False).folder.name == "version_12"
 
 
-def test_once_reported_the_same_call_makes_a_new_version(tmp_path, monkeypatch):
-    monkeypatch.setattr("helpers.results._log", lambda *args: None)
+def test_once_reported_the_same_call_makes_a_new_version(tmp_path):
     run = make_run(tmp_path)
     first = train(run)
     report(evaluate(first.model, Toy()), first)
     assert [train(r).folder.name for r in (run, make_run(tmp_path))] == ["version_11", "version_11"]
 
 
-def test_a_kernel_lost_in_the_7th_of_nine_trainings_finds_six_and_continues_the_7th(tmp_path, capsys, monkeypatch):
-    """The one without a name comes in between, as in notebook 4; a part is reported already."""
-    monkeypatch.setattr("helpers.results._log", lambda *args: None)
+def test_a_kernel_lost_in_the_7th_of_nine_trainings_finds_six_and_continues_the_7th(tmp_path, capsys):
+    """The one without a name comes in between, as in notebook 4; the others are reported already."""
     names = ["autoencoder", "soft", "seed_1", "seed_2", "", "a", "b", "c", "d"]
     run = make_run(tmp_path)
     for name in names[:6]:
@@ -126,87 +113,80 @@ def test_a_kernel_lost_in_the_7th_of_nine_trainings_finds_six_and_continues_the_
 # --- folders ----------------------------------------------------------------------------------------------------------
 
 
-def test_versions_start_after_the_committed_ones_and_count_up(tmp_path):
-    first = find(tmp_path)
-    assert first.name == "version_10"
-    assert yaml.safe_load((first / "hparams.yaml").read_text()) == IDENTITY
-    (tmp_path / "logs" / "version_31").mkdir()
-    (tmp_path / "logs" / "version_x").mkdir()
-    assert find(tmp_path, epochs=4).name == "version_32"
+@pytest.fixture
+def find(tmp_path):
+    """``find(name)``: the folder of a training, as a new kernel finds it, or a ``run`` that goes on."""
+
+    def find(name="", resume=True, run=None, **changes):
+        return find_folder(run or make_run(tmp_path), name, IDENTITY | changes, resume)
+
+    find.logs = tmp_path / "logs"
+    return find
 
 
-def test_further_trainings_are_sub_folders_with_their_own_settings(tmp_path):
-    run = make_run(tmp_path)
-    main = find(tmp_path, run=run)
-    assert find(tmp_path, "slow", run=run, epochs=9) == main / "slow"
+def test_versions_start_after_the_committed_ones_and_count_up(find):
+    first = find()
+    assert first.name == "version_10" and yaml.safe_load((first / "hparams.yaml").read_text()) == IDENTITY
+    for name in ("version_31", "version_x"):
+        (find.logs / name).mkdir()
+    assert find(epochs=4).name == "version_32"
+
+
+def test_further_trainings_are_sub_folders_with_their_own_settings(find, run):
+    main = find(run=run)
+    assert find("slow", run=run, epochs=9) == main / "slow"
     assert versions.read_hparams(main / "slow")["epochs"] == 9
-    assert find(tmp_path, "slow", run=run, epochs=8).parent.name == "version_11"
+    assert find("slow", run=run, epochs=8).parent.name == "version_11"
+    for name in ("../elsewhere", "a/b", "a b", "."):
+        with pytest.raises(ValueError, match="a name is letters, digits"):
+            find(name)
 
 
-@pytest.mark.parametrize("name", ["../elsewhere", "a/b", "a b", "."])
-def test_a_name_is_a_folder_name(tmp_path, name):
-    with pytest.raises(ValueError, match="a name is letters, digits"):
-        find(tmp_path, name)
-
-
-def test_a_reference_run_has_the_version_it_names_and_never_resumes_another(tmp_path, monkeypatch):
-    find(tmp_path)
+def test_a_reference_run_has_the_version_it_names_and_never_resumes_another(find, run, monkeypatch):
+    find()
     monkeypatch.setenv("AD_VERSION", "0")
-    run = make_run(tmp_path)
-    assert find(tmp_path, run=run).name == find(tmp_path, run=run).name == "version_0"
+    assert find(run=run).name == find(run=run).name == "version_0"
     with pytest.raises(TrainingError, match="version_0 exists: no earlier run is overwritten"):
-        find(tmp_path)
+        find()
     monkeypatch.setenv("AD_VERSION", "next")
     with pytest.raises(ValueError, match="number of a version"):
-        find(tmp_path)
+        find()
 
 
-def test_two_that_claim_at_once_get_two_versions(tmp_path, monkeypatch):
-    find(tmp_path)
-    numbered, calls = versions.numbered, []
-    monkeypatch.setattr(
-        versions, "numbered", lambda logs: calls.append(1) or ({} if len(calls) == 2 else numbered(logs))
-    )
-    assert find(tmp_path, epochs=4).name == "version_11"
+def test_two_that_claim_at_once_get_two_versions(find, monkeypatch):
+    find()
+    real, calls = versions.numbered, []
+    monkeypatch.setattr(versions, "numbered", lambda logs: calls.append(1) or ({} if len(calls) == 2 else real(logs)))
+    assert find(epochs=4).name == "version_11"
 
 
-def test_a_version_that_another_process_trains_is_not_continued(tmp_path):
-    mine = tmp_path / "logs" / "version_10"
+def test_a_version_that_another_process_trains_is_not_continued(find):
+    mine = find.logs / "version_10"
     mine.mkdir(parents=True)
     (mine / "hparams.yaml").write_text(yaml.safe_dump(IDENTITY))
     code = "import sys; from filelock import FileLock; lock = FileLock(sys.argv[1]); lock.acquire(); print(flush=True); input()"
     command = [sys.executable, "-c", code, mine / ".lock"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         other.stdout.readline()
-        assert find(tmp_path).name == "version_11"
+        assert find().name == "version_11"
         other.communicate("\n")
-    assert find(tmp_path, resume=True).name == "version_11", "the newest that fits"
 
 
-@pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"a: [1, 2", b"!!python/object:os.system {}", b"just words", b""])
-def test_a_neighbour_that_cannot_be_read_does_not_block(tmp_path, content):
+@pytest.mark.parametrize(
+    "content", [b"\xff\xfe\x00", b"a: [1, 2", b"!!python/object:os.system {}", b"just words", None]
+)
+def test_a_neighbour_that_cannot_be_read_does_not_block(find, content):
+    """None: its hparams.yaml is a folder, which as little can be opened as a file that is closed to us."""
     for number in (3, 12):
-        neighbour = tmp_path / "logs" / f"version_{number}"
+        neighbour = find.logs / f"version_{number}"
         neighbour.mkdir(parents=True)
-        (neighbour / "hparams.yaml").write_bytes(content)
+        hparams = neighbour / "hparams.yaml"
+        hparams.mkdir() if content is None else hparams.write_bytes(content)
         (neighbour / "last.ckpt").write_bytes(b"broken")
-    assert find(tmp_path).name == "version_13"
+    assert find().name == "version_13"
 
 
-def test_a_closed_neighbour_does_not_block(tmp_path, monkeypatch):
-    closed = find(tmp_path)
-    read = type(closed).read_text
-
-    def refuse(path, *args, **kwargs):
-        if path.parent == closed:
-            raise PermissionError(13, "Permission denied")
-        return read(path, *args, **kwargs)
-
-    monkeypatch.setattr(type(closed), "read_text", refuse)
-    assert find(tmp_path).name == "version_11"
-
-
-def test_a_log_folder_that_cannot_be_made_is_one_clear_error(tmp_path):
-    (tmp_path / "logs").write_text("a file where the folder should be")
+def test_a_log_folder_that_cannot_be_made_is_one_clear_error(find):
+    find.logs.write_text("a file where the folder should be")
     with pytest.raises(TrainingError, match="cannot write to the log folder .*: set AD_LOGS_DIR to a writable folder"):
-        find(tmp_path)
+        find()

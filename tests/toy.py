@@ -31,8 +31,8 @@ class Toy(OneClassData):
     dataset, subset, anomaly_fraction = "toy", "48 good images", 0.5
     defect_types = ("good", "dent", "scratch")
 
-    def __init__(self, seed: int = 0, masks: bool = False, augment: Augment | None = None):
-        super().__init__(CPU, 12, 4, seed, augment or Augment(flip=0.5, shift=0.2, noise=0.1))
+    def __init__(self, seed: int = 0, masks: bool = False):
+        super().__init__(CPU, 12, 4, seed, Augment(flip=0.5, shift=0.2, noise=0.1))
         self.train, self.validation, self.test = squares(48, seed), squares(4, seed + 1, masks), squares(10, 2, masks)
         if masks:
             self.test.has_mask[-1] = False
@@ -41,22 +41,20 @@ class Toy(OneClassData):
 
 def squares(count: int, seed: int, masks: bool = False) -> Split:
     """``count`` normal images, then as many anomalous ones."""
-    generator = torch.Generator().manual_seed(seed)
-    images = torch.randint(0, 120, (2 * count, 1, SIDE, SIDE), generator=generator).byte()
-    mask, defect_type = torch.zeros(2 * count, SIDE, SIDE, dtype=torch.bool), torch.zeros(2 * count, dtype=torch.long)
-    for place in range(count, 2 * count):
-        defect_type[place] = 1 + place % 2
-        side = 2 * int(defect_type[place])
-        images[place, :, 2 : 2 + side, 2 : 2 + side], mask[place, 2 : 2 + side, 2 : 2 + side] = 250, True
-    label = (defect_type > 0).long()
-    return Split(images, label, defect_type, *((mask, torch.ones(2 * count, dtype=torch.bool)) if masks else ()))
+    both, generator = 2 * count, torch.Generator().manual_seed(seed)
+    images = torch.randint(0, 120, (both, 1, SIDE, SIDE), generator=generator).byte()
+    defect_type = torch.tensor([0] * count + [1 + place % 2 for place in range(count)])
+    mask = torch.zeros(both, SIDE, SIDE, dtype=torch.bool)
+    mask[count:, 2:4, 2:4], mask[defect_type == 2, 2:6, 2:6] = True, True
+    images[mask[:, None]] = 250
+    return Split(images, (defect_type > 0).long(), defect_type, *((mask, torch.ones(both) > 0) if masks else ()))
 
 
 class ToyModel(AnomalyModel):
     """One optimiser, a schedule, scores relative to the training images'; its output depends on the mode."""
 
-    def __init__(self, settings: dict | None = None, **changes):
-        super().__init__((settings or SETTINGS) | changes)
+    def __init__(self, **changes):
+        super().__init__(SETTINGS | changes)
         torch.manual_seed(self.hparams.seed)
         self.net = nn.Sequential(nn.Flatten(), nn.Linear(SIDE**2, 8), nn.BatchNorm1d(8), nn.Dropout(0.2))
         self.last = nn.Linear(8, SIDE**2)
@@ -101,8 +99,8 @@ class Adversarial(ToyModel):
 
     automatic_optimization = False
 
-    def __init__(self, settings: dict | None = None, **changes):
-        super().__init__(settings, **changes)
+    def __init__(self, **changes):
+        super().__init__(**changes)
         self.discriminator = nn.Linear(SIDE**2, 1)
 
     def configure_optimizers(self):

@@ -25,7 +25,7 @@ MEANS = (  # table of a version, column, rows, what it is the mean of, published
 def task_table(rows: pd.DataFrame, published: pd.DataFrame) -> list[dict]:
     """The control, what others report, and our versions, best mean AUROC first."""
     lines = [{"method": f"{row.control} (no network)", "AUROC": f"{row.control_auroc:.4f}"}
-             for row in rows.dropna(subset="control_auroc").drop_duplicates("control_auroc").itertuples()]  # fmt: skip
+             for row in rows.assign(rounded=rows["control_auroc"].round(4)).dropna(subset="control_auroc").drop_duplicates(["control", "rounded"]).itertuples()]  # fmt: skip
     lines += [{"method": f"*{row['method']}*"} | {title: row[name] for name, title in METRICS.items()}
               for row in published.to_dict("records")]  # fmt: skip
     for name, row in rows.sort_values("auroc_mean", ascending=False).iterrows():
@@ -52,7 +52,10 @@ def markdown(lines: list[dict], columns: tuple = COLUMNS) -> str:
 
 def text(logs: Path) -> str:
     """RESULTS.md: its head stays, the tables are made anew."""
-    table, published = load_results(logs), pd.read_csv(ROOT / "docs" / "published.csv", dtype=str, keep_default_na=False)
+    table, published = (
+        load_results(logs),
+        pd.read_csv(ROOT / "docs" / "published.csv", dtype=str, keep_default_na=False),
+    )
     parts = []
     for _, rows in table.groupby("task", sort=False):
         first = rows.iloc[0]

@@ -31,6 +31,15 @@ from helpers.progress import Line, clock  # noqa: E402
 from tools.notebooks import notebooks, source  # noqa: E402
 
 
+class Kernel(AsyncKernelManager):
+    """A kernel behind sockets in a folder of its own, where TCP would be open to every user of the machine."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        if os.name != "nt":
+            self.transport, self.ip = "ipc", f"{tempfile.mkdtemp(prefix='kernel-')}/socket"
+
+
 class Client(NotebookClient):
     """Jupyter's executor; it shows the cell at work and the notebook's own line of progress."""
 
@@ -55,9 +64,10 @@ def execute(path: Path, target: Path, train: bool = True) -> tuple[str, float]:
     for cell in book.cells:
         if not train and cell.cell_type == "code":
             cell.source = re.sub(r"^TRAIN = True", "TRAIN = False", cell.source, flags=re.M)
-    kernel = AsyncKernelManager(kernel_name="python3", transport="tcp" if os.name == "nt" else "ipc")
     folder = {"metadata": {"path": str(path.parent)}}
-    client = Client(book, km=kernel, timeout=None, resources=folder, record_timing=False, store_widget_state=False)
+    client = Client(
+        book, kernel_manager_class=Kernel, timeout=None, resources=folder, record_timing=False, store_widget_state=False
+    )
     client.title, client.line, client.where, client.started = path.stem, Line(), 0, time.monotonic()
     client.on_cell_start = client.tell
     failure = ""

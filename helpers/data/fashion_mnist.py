@@ -91,16 +91,16 @@ class MNISTOneClass(FashionMNISTOneClass):
 
 def _read(raw: Path, part: str, size: int, label: Tensor) -> Split:
     """The images of one file, with a black border beyond 28 pixels.  label: (10,) of the classes, which are types."""
-    images = _content(raw / f"{part}-images-idx3-ubyte")[16:].view(-1, 1, 28, 28)  # after the header
-    defect_type = _content(raw / f"{part}-labels-idx1-ubyte")[8:].long()
+    images = _array(raw / f"{part}-images-idx3-ubyte", 16, -1, 1, 28, 28)
+    defect_type = _array(raw / f"{part}-labels-idx1-ubyte", 8, -1).long()
     return Split(F.pad(images, 4 * ((size - 28) // 2,)), label[defect_type], defect_type)
 
 
-def _content(path: Path) -> Tensor:
-    """The bytes of a file, unpacked or as .gz."""
+def _array(path: Path, header: int, *shape: int) -> Tensor:
+    """What follows the header of a file, unpacked or as .gz, as uint8 array."""
     path = path if path.exists() else path.with_name(f"{path.name}.gz")
     try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError, zlib.error) as error:
+        content = bytearray(gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes())
+        return torch.frombuffer(content, dtype=torch.uint8, offset=header).view(shape)
+    except (OSError, EOFError, ValueError, RuntimeError, zlib.error) as error:
         raise DataError(f"{path} is damaged ({error}): delete it and run again, or replace it") from error
-    return torch.frombuffer(bytearray(content), dtype=torch.uint8)

@@ -79,7 +79,11 @@ def stress_card(golden: Tensor, other: Tensor, seed: int = 0) -> Split:
 
 def _different_images(folder: Path, size: int, grey: bool) -> Tensor:
     """The images of a folder, each once.  Raises DataError if they are too few."""
-    images = read_images(list_images(folder, nested=True), size, grey)
+    paths = list_images(folder, nested=True)
+    images = read_images(paths, size, grey)
+    for path, image in zip(paths, images, strict=True):
+        if image.flatten(1).amax(1).equal(image.flatten(1).amin(1)):
+            raise DataError(f"{path} shows one flat colour, as a failed exposure does: remove it")
     first = {image.numpy().tobytes(): place for place, image in reversed(list(enumerate(images)))}
     kept = sorted(first.values())
     if len(kept) < len(images):

@@ -1,6 +1,7 @@
 """Image files of any size and format as one uint8 tensor: checked, converted and resized."""
 
 import functools
+import re
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -72,10 +73,11 @@ def _load(path: Path, mode: str) -> tuple[Image.Image, str]:
     """An image file upright as EXIF says, transparent pixels on black, in a mode of Pillow; and its own mode."""
     try:
         with Image.open(path) as file:
+            deep = re.search(";16[BLN]", str(file.tile)) is not None  # colours that Pillow would cut to 8 bits silently
             image, stored = ImageOps.exif_transpose(file), file.mode
     except Exception as error:  # damaged files make Pillow raise nearly anything
         raise DataError(f"{path} cannot be read as an image ({error}): replace or delete it") from error
-    if stored.startswith(("I", "F")):  # only their owner knows which range of brightness matters
+    if deep or stored.startswith(("I", "F")):  # only their owner knows which range of brightness matters
         raise DataError(f"{path} has more than 8 bits a channel: convert all images to 8 bits in the same way")
     if image.has_transparency_data:
         image = image.convert("RGBA")

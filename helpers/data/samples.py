@@ -1,5 +1,7 @@
 """Where data comes from: this machine, a download, or the parts of data sets in samples/."""
 
+import functools
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,11 +13,24 @@ from helpers.runtime import ROOT, Run, show_path
 SAMPLES = ROOT / "samples"
 
 
+@functools.cache
 def sample(name: str) -> Path:
-    """The folder ``name`` below samples/, for example ``"mvtec_anomaly_detection/hazelnut"``."""
-    if not (SAMPLES / name).is_dir():
-        raise DataError(f"{SAMPLES / name} is missing: restore it with `git checkout samples`")
+    """The folder ``name`` below samples/, "mvtec_anomaly_detection/hazelnut" for example, compared with its checksums.
+
+    Raises DataError if a file is missing or was changed.
+    """
+    listed = SAMPLES / "checksums.txt"
+    lines = listed.read_text(encoding="utf-8").splitlines() if listed.exists() else []
+    files = [line.split(maxsplit=1) for line in lines if line.split(maxsplit=1)[1].startswith(f"{name}/")]
+    wrong = [path for digest, path in files if not _intact(SAMPLES / path, digest)]
+    if wrong or not files:
+        what = f"{wrong[0]} is missing or was changed" if files else f"{name} is missing"
+        raise DataError(f"samples/: {what}; restore the folder with `git checkout samples`, or fetch the course again")
     return SAMPLES / name
+
+
+def _intact(path: Path, digest: str) -> bool:
+    return path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == digest
 
 
 def find_data(run: Run, name: str, sources: dict[str, tuple[Sequence[str], str | None]]) -> tuple[Path, bool]:

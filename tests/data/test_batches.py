@@ -2,7 +2,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from torch.nn import functional as F
 
 from helpers.data import batches as module
 from helpers.data.batches import Augment, Batches, Split, good_and_painted, require, to_float, to_uint8
@@ -31,20 +30,12 @@ def epoch(source: Batches, number: int = 0) -> list[tuple[list[int], list[int]]]
     return [tuple(to_uint8(part)[:, 0, 0, 0].tolist() for part in batch) for batch in source]
 
 
-def normals_of(batches) -> list[int]:
-    return [number for normal, _ in batches for number in normal]
-
-
 def test_a_batch_has_its_composition_as_floats_in_range():
     for normal, anomalous in make():
         assert normal.shape == (8, 1, 4, 4) and anomalous.shape == (4, 1, 4, 4)
         assert normal.dtype == torch.float32 and normal.min() >= -1 and anomalous.max() <= 1
         assert to_uint8(normal).max() < 128 <= to_uint8(anomalous).min()
-
-
-def test_an_epoch_shows_each_normal_image_at_most_once_and_drops_the_incomplete_batch():
-    seen = normals_of(epoch(make(normal=50)))
-    assert len(make(normal=50)) == 6 and len(seen) == len(set(seen)) == 48
+    assert all(anomalous.shape == (0, 1, 4, 4) for _, anomalous in make(anomalies=0, seed=2**40))
 
 
 def test_epochs_differ_and_depend_only_on_seed_and_number():
@@ -62,21 +53,12 @@ def test_anomalies_are_repeated_only_if_there_are_few_and_then_equally_often(ano
     assert len(seen) == 24 and counts.max() - counts.min() <= (anomalous > 24 or 0)
 
 
-def test_without_anomalies_the_second_part_is_empty():
-    assert all(anomalous.shape == (0, 1, 4, 4) for _, anomalous in make(anomalies=0))
-
-
 @pytest.mark.parametrize(("images", "expected"), [(None, 6), (8, 1), (47, 5), (400, 50)])
 def test_an_epoch_can_be_shorter_or_longer_than_the_set(images, expected):
     source = make(images_per_epoch=images)
     assert len(source) == len(epoch(source)) == expected
-    rounds = normals_of(epoch(source))[:50]
+    rounds = [number for normal, _ in epoch(source) for number in normal][:50]
     assert len(rounds) == len(set(rounds)), "all come once before any comes again"
-
-
-def test_an_image_is_augmented_anew_each_time():
-    source = make(normal=4, normals=4, anomalies=0, images_per_epoch=80, augment=Augment(noise=0.1))
-    assert len({tuple(image.flatten().tolist()) for normal, _ in source for image in normal}) == 80
 
 
 @pytest.mark.parametrize(
@@ -90,10 +72,6 @@ def test_an_image_is_augmented_anew_each_time():
 def test_an_epoch_without_a_full_batch_is_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         make(**settings)
-
-
-def test_large_seeds_are_possible():
-    assert len(epoch(make(seed=2**40, anomalies=0))) == 6
 
 
 @pytest.mark.parametrize("done", [1, 5])
@@ -117,15 +95,7 @@ def test_a_resumed_epoch_goes_on_with_the_same_images_and_random_numbers(done, a
     torch.manual_seed(99)  # whatever happened before
     for found, there in zip(rest(resumed), expected[done:], strict=True):
         assert all(torch.equal(one, other) for one, other in zip(found, there, strict=True))
-    assert len(list(resumed)) == len(whole), "the next epoch is whole again"
-
-
-def test_a_position_stored_at_the_last_batch_starts_the_next_epoch():
-    source = make()
-    running = iter(source)
-    for _ in range(len(source)):
-        next(running)
-    assert source.state_dict() == make().state_dict()
+    assert resumed.state_dict() == make().state_dict(), "the next epoch is whole again"
 
 
 @pytest.mark.parametrize("images", [None, 80])
@@ -145,13 +115,10 @@ def test_processes_draw_different_random_numbers(monkeypatch):
         next(iter(make()))
         drawn.append(torch.rand(3))
     assert not torch.equal(*drawn)
-
-
-def test_processes_that_join_after_the_batches_were_made_are_counted(monkeypatch):
     source = make()
     monkeypatch.setattr(module, "rank_and_world", lambda: (0, 7))
     with pytest.raises(ValueError, match="a batch of 56 normal images is larger"):
-        len(source)
+        len(source)  # processes may join after the batches were made
 
 
 def test_all_256_values_survive_the_way_to_float_and_back():
@@ -163,12 +130,6 @@ def test_all_256_values_survive_the_way_to_float_and_back():
 
 def pictures(count=6, channels=1, side=16) -> torch.Tensor:
     return torch.rand(count, channels, side, side, generator=torch.Generator().manual_seed(0)) * 2 - 1
-
-
-def test_no_augmentation_changes_nothing_and_draws_nothing():
-    state = torch.get_rng_state()
-    assert torch.equal(Augment()(pictures()), pictures())
-    assert torch.equal(state, torch.get_rng_state())
 
 
 @pytest.mark.parametrize("rotation", [0, 1e-4])
@@ -226,15 +187,8 @@ def test_noise_has_its_strength_and_keeps_the_range():
 def test_what_a_change_uncovers_repeats_the_edge():
     bright = torch.full((50, 1, 16, 20), 0.8)
     assert torch.allclose(Augment(degrees=45, shift=0.3)(bright), bright, atol=1e-5)
-
-
-def test_augmentation_is_reproducible_and_different_for_each_image():
-    images, found = pictures(count=1, channels=3).expand(8, -1, -1, -1), []
-    for seed in (1, 1, 2):
-        torch.manual_seed(seed)
-        found.append(EVERYTHING(images))
-    assert torch.equal(found[0], found[1]) and F.mse_loss(found[0], found[2]) > 1e-3
-    assert len({tuple(image.flatten().tolist()) for image in found[0]}) == 8
+    state = torch.get_rng_state()
+    assert torch.equal(Augment()(bright), bright) and torch.equal(state, torch.get_rng_state()), "nothing is drawn"
 
 
 def test_subset_and_normal_keep_everything_together_in_order():

@@ -64,7 +64,7 @@ WRONG = {
 @pytest.mark.parametrize("fault", WRONG)
 def test_a_mirror_without_the_archive_is_passed_over_and_leaves_nothing(serve, tmp_path, fault):
     files = {} if WRONG[fault] is None else {"nuts.tar.xz": WRONG[fault]}
-    first, second = serve(files, length=False)[0], serve({"nuts.tar.xz": packed(CONTENT)})[0]
+    first, second = serve(files)[0], serve({"nuts.tar.xz": packed(CONTENT)})[0]
     with pytest.raises(DataError, match=f"could not download nuts\n{first}nuts.tar.xz: "):
         fetch(tmp_path / "out" / "nuts", [first + "nuts.tar.xz"])
     assert below(tmp_path) == ["out"]

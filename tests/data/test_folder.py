@@ -7,7 +7,6 @@ from PIL import Image
 
 from helpers.data.download import DataError
 from helpers.data.folder import CARD, Folder, stress_card
-from helpers.data.samples import sample
 
 
 def write(folder, count, side=40, seed=0, mode="RGB", ending="png"):
@@ -79,19 +78,6 @@ def test_max_images_holds_in_every_split(make, parts):
     assert data.subset == "20 good images, at most 2 of each label"
 
 
-def test_a_file_added_changes_the_fingerprint(make, parts):
-    first = make(parts).fingerprint()
-    assert make(parts).fingerprint() == first
-    write(parts / "more", 1, seed=7)
-    assert make(parts).fingerprint() != first
-
-
-def test_the_embedded_keys_are_a_folder_and_another_object(make):
-    data = make(sample("keycaps") / "F8")
-    assert data.name == "F8 (240 good images)"
-    assert data.counts()["test"] == {"normal": 48, "anomalous": 4 * 48}
-
-
 def test_the_card_has_five_rows_of_the_same_images():
     golden = torch.full((4, 3, 40, 40), 30, dtype=torch.uint8)
     golden[:, :, 10:30, 10:30] = 180
@@ -120,6 +106,12 @@ def test_copies_are_left_out_and_do_not_count(make, parts, tmp_path, capsys):
     shutil.copy(few / "000.png", few / "copy.png")
     with pytest.raises(DataError, match="holds 9 different images: 10 are needed"):
         make(few)
+
+
+def test_a_black_frame_is_refused_by_name(make, parts):
+    Image.new("RGB", (40, 40)).save(parts / "black.png")
+    with pytest.raises(DataError, match="black.png shows one flat colour"):
+        make(parts)
 
 
 def test_bad_input_gives_one_clear_message(make, parts, tmp_path):

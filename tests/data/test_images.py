@@ -1,4 +1,6 @@
 import os
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -19,9 +21,6 @@ def save(path, pixels=COLOUR, mode=None, **settings):
     image = Image.fromarray(pixels)
     (image if mode is None else image.convert(mode)).save(path, **settings)
     return path
-
-
-# --- which files ----------------------------------------------------------------------------------------------------
 
 
 def test_images_are_listed_by_name_without_hidden_ones(tmp_path):
@@ -45,10 +44,10 @@ def test_files_that_are_left_out_are_named_once(tmp_path, capsys):
     for name in ("1.heic", "2.HEIC", "3.gif", "notes"):
         (tmp_path / "parts" / name).write_bytes(b"x")
     for _ in range(2):
-        assert len(list_images(tmp_path / "parts", nested=True)) == 1
+        assert len(list_images(tmp_path / "parts")) == 1
     said = capsys.readouterr().out
-    assert said.endswith("parts: .png, .jpg, .jpeg, .bmp, .tif, .tiff, .webp are read; "
-                         "left out: 1 without ending, 1 .gif, 2 .heic\n")  # fmt: skip
+    assert said.count("\n") == 1 and "parts: .png, .jpg" in said
+    assert said.endswith("left out: 1 without ending, 1 .gif, 2 .heic\n")
 
 
 def test_types_are_sub_folders_the_normal_one_first(tmp_path):
@@ -69,50 +68,40 @@ def test_types_need_one_normal_and_one_anomalous_folder(tmp_path, names):
         list_types(tmp_path)
 
 
-# --- one file -------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("ending", ["png", "bmp", "tif"])
-def test_a_colour_image_is_read_as_it_is(tmp_path, ending):
+def test_an_image_is_read_as_it_is_or_converted_to_grey_or_colour(tmp_path, ending):
     found, mode = read_image(save(tmp_path / f"1.{ending}"))
     assert torch.equal(found, torch.from_numpy(COLOUR).permute(2, 0, 1)) and mode == "RGB"
-
-
-def test_grey_and_colour_are_converted_to_each_other(tmp_path):
-    path = save(tmp_path / "1.png", GREY)
+    path = save(tmp_path / f"2.{ending}", GREY)
     assert torch.equal(read_image(path)[0], torch.from_numpy(GREY).expand(3, -1, -1))
     assert torch.equal(read_image(path, grey=True)[0], torch.from_numpy(GREY)[None])
-    found, mode = read_image(save(tmp_path / "2.png"), grey=True)
-    assert found.shape == (1, 12, 10) and mode == "RGB"
+    found, _ = read_image(tmp_path / f"1.{ending}", grey=True)
     assert found.float().numpy() == pytest.approx((COLOUR @ [0.299, 0.587, 0.114])[None], abs=1)
 
 
-@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
 def test_transparent_pixels_are_put_on_black(tmp_path, mode):
     pixels = np.full((8, 9, 4), 200, dtype=np.uint8)
     pixels[..., 3] = [255, 255, 255, 0, 0, 0, 128, 128, 128]
-    if mode == "P":
-        picture = Image.fromarray((pixels[..., 3] == 0).astype(np.uint8)).convert("P")
-        picture.putpalette([200, 200, 200, 90, 90, 90])
-        picture.save(tmp_path / "1.png", transparency=1)
-    else:
-        save(tmp_path / "1.png", pixels, mode)
-    row = read_image(tmp_path / "1.png")[0][0, 0].tolist()
-    assert row[:6] == [200] * 3 + [0] * 3 and row[8] in ({200} if mode == "P" else {100, 101})
-
-
-def test_cmyk_and_one_bit_become_the_colours_they_show(tmp_path):
-    flat = np.full((16, 16, 3), (200, 100, 50), dtype=np.uint8)
-    found, mode = read_image(save(tmp_path / "1.jpg", flat, "CMYK", quality=95))
-    assert mode == "CMYK" and found[:, 8, 8].tolist() == pytest.approx([200, 100, 50], abs=6)
-    found, mode = read_image(save(tmp_path / "1.png", GREY > 100))
-    assert mode == "1" and torch.equal(found[0], 255 * torch.from_numpy(GREY > 100).byte())
+    row = read_image(save(tmp_path / "1.png", pixels, mode))[0][0, 0].tolist()
+    assert row[:6] == [200] * 3 + [0] * 3 and row[8] in {100, 101}
 
 
 @pytest.mark.parametrize(("dtype", "ending"), [(np.uint16, "png"), (np.int32, "tif"), (np.float32, "tif")])
 def test_more_than_8_bits_are_refused(tmp_path, dtype, ending):
     with pytest.raises(DataError, match="1.* has more than 8 bits a channel: convert all images to 8 bits"):
         read_image(save(tmp_path / f"1.{ending}", GREY.astype(dtype)))
+
+
+def test_16_bit_colour_which_pillow_would_cut_is_refused(tmp_path):
+    def chunk(kind, content):
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header, rows = struct.pack(">IIBBBBB", 16, 16, 16, 2, 0, 0, 0), b"".join(b"\0" + bytes(16 * 6) for _ in range(16))
+    png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    (tmp_path / "1.png").write_bytes(png)
+    with pytest.raises(DataError, match="more than 8 bits"):
+        read_image(tmp_path / "1.png")
 
 
 @pytest.mark.parametrize(("shape", "size"), [((7, 40), None), ((2, 2), 8), ((15, 30), 64)])
@@ -146,11 +135,8 @@ def test_resizing_squeezes_to_a_square_and_leaves_the_right_size_alone(tmp_path)
     halves[:, 32:] = 250
     found, _ = read_image(save(tmp_path / "1.png", halves), size=16)
     assert (found[..., :5] == 0).all() and (found[..., 11:] == 250).all()
-    square = np.random.default_rng(0).integers(0, 256, (9, 9, 3), dtype=np.uint8)
-    assert torch.equal(read_image(save(tmp_path / "2.png", square), 9)[0], torch.from_numpy(square).permute(2, 0, 1))
-
-
-# --- masks ----------------------------------------------------------------------------------------------------------
+    square = COLOUR[:10]
+    assert torch.equal(read_image(save(tmp_path / "2.png", square), 10)[0], torch.from_numpy(square).permute(2, 0, 1))
 
 
 @pytest.mark.parametrize(("dtype", "dark", "bright"), [(bool, 0, 1), (np.uint8, 127, 128)])
@@ -161,21 +147,10 @@ def test_a_mask_is_true_above_half_of_its_range(tmp_path, dtype, dark, bright):
     assert found.dtype == torch.bool and found.nonzero().tolist() == [[2, 3]]
 
 
-def test_the_noise_of_jpeg_does_not_count(tmp_path):
-    marked = np.zeros((40, 40), dtype=np.uint8)
-    marked[10:30, 13:27] = 255
-    path = save(tmp_path / "mask.jpg", marked, quality=60)
-    assert (np.array(Image.open(path)) > 0).sum() > (marked > 0).sum(), "there is noise"
-    assert torch.equal(read_mask(path, 40), torch.from_numpy(marked > 0))
-
-
 def test_a_mask_of_zeros_and_ones_is_refused_and_a_black_one_is_empty(tmp_path):
     with pytest.raises(DataError, match="mask.png marks nothing: its brightest value is 1 of 255"):
         read_mask(save(tmp_path / "mask.png", (GREY > 100).astype(np.uint8)), 12)
     assert not read_mask(save(tmp_path / "black.png", GREY * 0), 12).any()
-
-
-# --- many files -----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -188,15 +163,9 @@ def brightness(found):
     return found[:, 0, 0, 0].tolist()
 
 
-def test_images_come_in_the_order_of_their_files(files):
-    found = read_images(files[::-1], 8)
-    assert found.shape == (12, 3, 8, 8) and found.dtype == torch.uint8
-    assert brightness(found) == [10 * n for n in range(12)][::-1]
-    assert read_images(files, 8, grey=True).shape == (12, 1, 8, 8)
-
-
 def test_images_are_decoded_once_and_safe_from_their_callers(files, monkeypatch):
-    read_images(files, 8).zero_()
+    found = read_images(files, 8).zero_()
+    assert found.shape == (12, 3, 8, 8) and found.dtype == torch.uint8
     monkeypatch.setattr(images, "read_image", lambda *args: pytest.fail("decoded again"))
     assert brightness(read_images(files, 8)) == [10 * n for n in range(12)]
 
@@ -218,9 +187,3 @@ def test_mixed_images_are_said_once_with_their_numbers(files, capsys):
     assert said.count("\n") == 1 and "parts: 3 L, 9 RGB images, all converted to colour" in said
     read_images(files[:3], 8)
     assert capsys.readouterr().out == "", "a whole set of grey images needs no word"
-
-
-def test_one_bad_file_is_named(files):
-    files[5].write_bytes(b"")
-    with pytest.raises(DataError, match="05.png cannot be read"):
-        read_images(files, 8)

@@ -21,7 +21,7 @@ def test_names_and_fields_say_what_defines_the_task():
     data = make()
     assert data.title == "Things (embedded part: 25 images): good normal, no labels"
     data.normal_class, data.anomaly_fraction = "Bag", 0.05
-    assert data.protocol == "Bag normal, 5% labelled anomalies"
+    assert data.title.endswith(": Bag normal, 5% labelled anomalies")
     assert data.fields() == {
         "dataset": "Things",
         "subset": "embedded part: 25 images",
@@ -33,11 +33,6 @@ def test_names_and_fields_say_what_defines_the_task():
         "n_test_anomalous": 3,
     }
     assert data.counts()["training"] == {"normal": 20, "anomalous": 5}
-
-
-def test_batches_are_those_of_its_settings():
-    (normal, anomalous), *rest = make(images_per_epoch=12).train_dataloader()
-    assert len(normal) == 4 and len(anomalous) == 2 and len(rest) == 2
 
 
 def test_the_fingerprint_changes_with_all_that_a_training_sees_and_nothing_else():
@@ -53,20 +48,14 @@ def test_the_fingerprint_changes_with_all_that_a_training_sees_and_nothing_else(
     assert len(prints | {first}) == 6
 
 
-def test_views_begin_with_the_images_then_augment_them_always_alike():
-    data = make(augment=Augment(noise=0.2))
+def test_views_begin_with_the_images_then_augment_them_always_alike(monkeypatch):
+    data, reseeded = make(augment=Augment(noise=0.2)), []
     state = torch.get_rng_state()
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", reseeded.append)
     views = data.views(data.validation, 3)
-    assert torch.equal(state, torch.get_rng_state()), "the training's random numbers are left alone"
+    assert torch.equal(state, torch.get_rng_state()) and not reseeded, "the training's random numbers are left alone"
     assert torch.equal(views.images[:9], data.validation.images)
     assert views.label.tolist() == data.validation.label.tolist() * 3 and views.defect_type.tolist()[-1] == 4
     torch.manual_seed(3)
     assert torch.equal(views.images[9:18], to_uint8(data.augment(to_float(views.images[:9]))))
     assert not torch.equal(views.images[9:18], views.images[18:])
-
-
-def test_views_do_not_reseed_gpus(monkeypatch):
-    reseeded = []
-    monkeypatch.setattr(torch.cuda, "manual_seed_all", reseeded.append)
-    make(augment=Augment(noise=0.2)).views(split(2, 2), 2)
-    assert reseeded == []

@@ -1,12 +1,13 @@
 import hashlib
-import subprocess
-import sys
+import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from helpers.data import samples
 from helpers.data.download import DataError
 from helpers.data.samples import SAMPLES, find_data, sample
-from helpers.runtime import ROOT
 
 
 def test_samples_are_as_committed_small_complete_and_each_has_its_licence():
@@ -22,9 +23,24 @@ def test_samples_are_as_committed_small_complete_and_each_has_its_licence():
         assert hashlib.sha256((SAMPLES / name).read_bytes()).hexdigest() == checksum
 
 
+@pytest.mark.parametrize("harm", [lambda file: file.write_bytes(b"other"), lambda file: file.unlink()])
+def test_a_changed_or_missing_sample_is_one_clear_error(tmp_path, monkeypatch, harm):
+    copy = tmp_path / "samples"
+    shutil.copytree(SAMPLES / "MNIST", copy / "MNIST")
+    shutil.copy(SAMPLES / "checksums.txt", copy)
+    monkeypatch.setattr(samples, "SAMPLES", copy)
+    samples.sample.cache_clear()
+    assert samples.sample("MNIST") == copy / "MNIST"
+    harm(next((copy / "MNIST" / "raw").glob("t10k-images*")))
+    samples.sample.cache_clear()
+    with pytest.raises(DataError, match="t10k-images.* is missing or was changed; restore"):
+        samples.sample("MNIST")
+    samples.sample.cache_clear()
+
+
 def test_a_sample_is_a_folder_of_the_course():
     assert sample("MNIST") == SAMPLES / "MNIST"
-    with pytest.raises(DataError, match="EMNIST is missing: restore it with `git checkout samples`"):
+    with pytest.raises(DataError, match="EMNIST is missing; restore the folder with `git checkout samples`"):
         sample("EMNIST")
 
 
@@ -33,15 +49,15 @@ def source(url):
 
 
 @pytest.mark.parametrize("ending", ["", ".gz"])
-def test_what_is_complete_on_disk_is_used_except_in_smoke(make_run, dead_url, capsys, ending):
+def test_what_is_complete_on_disk_is_used_except_in_smoke(make_run, capsys, ending):
     folder = make_run().data_dir / "MNIST"
     (folder / "raw").mkdir(parents=True)
     (folder / "raw" / f"a{ending}").touch()
-    assert find_data(make_run("quick"), "MNIST", source(dead_url)) == (SAMPLES / "MNIST", True)
+    assert find_data(make_run("quick"), "MNIST", source("")) == (SAMPLES / "MNIST", True)
     (folder / "raw" / f"b{ending}").touch()
     for profile in ("quick", "full"):
-        assert find_data(make_run(profile), "MNIST", source(dead_url)) == (folder, False)
-    assert find_data(make_run("smoke"), "MNIST", source(dead_url)) == (SAMPLES / "MNIST", True)
+        assert find_data(make_run(profile), "MNIST", source("")) == (folder, False)
+    assert find_data(make_run("smoke"), "MNIST", source("")) == (SAMPLES / "MNIST", True)
     assert capsys.readouterr().out == "" and not list(make_run().data_dir.glob(".*"))
 
 
@@ -56,28 +72,20 @@ def test_full_downloads_once_what_is_missing(make_run, serve):
 
 
 @pytest.mark.parametrize("writable", [True, False])
-def test_full_falls_back_to_the_embedded_part_loudly(make_run, dead_url, capsys, writable):
-    run = make_run("full")
+def test_full_falls_back_to_the_embedded_part_loudly(make_run, serve, capsys, writable):
+    run, url = make_run("full"), serve({})[0]
     if not writable:
         run.data_dir.write_text("a file in the way")
-    assert find_data(run, "MNIST", source(dead_url)) == (SAMPLES / "MNIST", True)
+    assert find_data(run, "MNIST", source(url)) == (SAMPLES / "MNIST", True)
     said = capsys.readouterr().out
     assert "EMBEDDED PART samples/MNIST: put the data at .../MNIST (docs/data.md)" in said and "!" * 90 in said
-    assert (dead_url if writable else str(run.data_dir)) in said
+    assert (url if writable else str(run.data_dir)) in said
 
 
-def test_several_processes_download_once(make_run, serve):
-    url, seen = serve({"nuts.gz": b"nuts"})
-    code = """
-import sys, time
-from pathlib import Path
-from helpers.data import samples
-from helpers.runtime import Run
-fetch = samples.fetch
-samples.fetch = lambda *args: time.sleep(0.5) or fetch(*args)
-run = Run("01_test", "full", None, Path(sys.argv[1]), None)
-samples.find_data(run, "MNIST", {"nuts.gz": ([sys.argv[2] + "nuts.gz"], None)})
-"""
-    command = [sys.executable, "-c", code, str(make_run().data_dir), url]
-    both = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(2)]
-    assert [process.communicate()[0] for process in both] == [b"", b""] and seen == ["nuts.gz"]
+def test_one_of_several_downloads(make_run, serve, monkeypatch):
+    url, seen = serve({"a.gz": b"a", "b.gz": b"b"})
+    fetch = samples.fetch
+    monkeypatch.setattr(samples, "fetch", lambda *args: time.sleep(0.2) or fetch(*args))
+    with ThreadPoolExecutor() as pool:  # locks hold for threads as for processes
+        found = list(pool.map(lambda _: find_data(make_run("full"), "MNIST", source(url)), range(3)))
+    assert seen == ["a.gz", "b.gz"] and not any(embedded for _, embedded in found)

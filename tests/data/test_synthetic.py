@@ -7,15 +7,15 @@ from helpers.data.synthetic import DEFECT_TYPES, object_region, paint
 SIDE = 160
 
 
-def disc(radius=0.35, centre=(0.5, 0.5), side=SIDE):
-    y, x = (np.mgrid[:side, :side] + 0.5) / side
+def disc(radius=0.35, centre=(0.5, 0.5)):
+    y, x = (np.mgrid[:SIDE, :SIDE] + 0.5) / SIDE
     return (x - centre[0]) ** 2 + (y - centre[1]) ** 2 < radius**2
 
 
-def part(region=None, channels=3, side=SIDE):
+def part(region=None, channels=3):
     """A brown, slightly uneven object on a dark background."""
-    region = disc(side=side) if region is None else region
-    noise = np.random.default_rng(0).normal(0, 3, (side, side))
+    region = disc() if region is None else region
+    noise = np.random.default_rng(0).normal(0, 3, (SIDE, SIDE))
     pixels = np.where(region, np.array([170.0, 120, 80])[:channels, None, None], 30.0) + noise
     return torch.from_numpy(pixels.clip(0, 255).astype(np.uint8))
 
@@ -23,10 +23,11 @@ def part(region=None, channels=3, side=SIDE):
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("defect_type", DEFECT_TYPES)
 def test_a_defect_stays_on_the_object_and_its_mask_is_where_pixels_changed(defect_type, channels):
-    inside, before = torch.from_numpy(disc()), part(channels=channels)
+    before = part(channels=channels)
+    inside = torch.from_numpy(object_region(before))
     kept = before.clone()
-    for seed in range(4):
-        after, mask = paint(before, defect_type, np.random.default_rng(seed), disc())
+    for seed in range(2):
+        after, mask = paint(before, defect_type, np.random.default_rng(seed))
         difference = (after.int() - before.int()).abs().amax(0)
         assert after.shape == before.shape and after.dtype == torch.uint8 and mask.dtype == torch.bool
         assert not difference[~inside].any() and not mask[~inside].any()
@@ -35,13 +36,6 @@ def test_a_defect_stays_on_the_object_and_its_mask_is_where_pixels_changed(defec
         assert (clear & mask).sum() > 0.9 * clear.sum(), "what can be seen is marked"
         assert (changed & mask).sum() > 0.9 * mask.sum(), "what is marked was changed"
     assert torch.equal(before, kept)
-
-
-@pytest.mark.parametrize("defect_type", DEFECT_TYPES)
-def test_the_generator_decides_the_defect(defect_type):
-    first, again, other = (paint(part(), defect_type, np.random.default_rng(seed)) for seed in (1, 1, 2))
-    assert torch.equal(first[0], again[0]) and torch.equal(first[1], again[1])
-    assert not torch.equal(first[1], other[1])
 
 
 # sums of the pixels and of the mask of one defect each: validation sets must stay what they are
@@ -69,11 +63,8 @@ def test_small_and_oblong_images_can_be_painted(defect_type):
         image = torch.full((3, height, width), 120, dtype=torch.uint8)
         after, mask = paint(image, defect_type, np.random.default_rng(0))
         assert mask.shape == (height, width) and ((after != image).any(0) & mask).any()
-
-
-def test_an_unknown_type_names_those_there_are():
     with pytest.raises(ValueError, match="unknown defect type 'dent'.*crack, cut, hole, print, scratch, spot"):
-        paint(part(), "dent", np.random.default_rng(0))
+        paint(image, "dent", np.random.default_rng(0))
 
 
 @pytest.mark.parametrize(("radius", "centre"), [(0.35, (0.5, 0.5)), (0.2, (0.4, 0.6))])
@@ -94,10 +85,9 @@ def test_a_hole_is_part_of_the_object_and_specks_are_not():
 
 @pytest.mark.parametrize("case", ["empty", "texture", "speck", "everywhere"])
 def test_without_an_object_it_is_the_middle_of_the_image(case):
-    noise = np.random.default_rng(0).integers(0, 256, (3, SIDE, SIDE), dtype=np.uint8)
     image = {
         "empty": torch.full((3, SIDE, SIDE), 90, dtype=torch.uint8),
-        "texture": torch.from_numpy(noise),
+        "texture": torch.randint(256, (3, SIDE, SIDE), dtype=torch.uint8),
         "speck": part(disc(0.08)),
         "everywhere": part(disc(2.0)),
     }[case]
