@@ -117,7 +117,7 @@ def _version_of(folder: Path) -> Path:
 def read_scores(folder: Path) -> Scores | None:
     """The scores that ``report`` kept, without maps; None if the folder has none that can be read."""
     try:
-        with np.load(folder / SCORES, allow_pickle=False) as file:
+        with (folder / SCORES).open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             parts = {name: file[name] for name in KEPT}
             names = tuple(str(name) for name in file["defect_types"])
         metrics.auroc(parts["score"], parts["label"])

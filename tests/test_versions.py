@@ -172,9 +172,7 @@ def test_a_version_that_another_process_trains_is_not_continued(find):
         other.communicate("\n")
 
 
-@pytest.mark.parametrize(
-    "content", [b"\xff\xfe\x00", b"a: [1, 2", b"!!python/object:os.system {}", b"just words", None]
-)
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"a: [1, 2", b"!!python/object:os.system {}", b"words", None])
 def test_a_neighbour_that_cannot_be_read_does_not_block(find, content):
     """None: its hparams.yaml is a folder, which as little can be opened as a file that is closed to us."""
     for number in (3, 12):

@@ -18,15 +18,12 @@ BATCHES = 6  # in an epoch of ``Toy``
 
 
 def make_run(folder: Path, notebook: str = "01_toy", **changes) -> runtime.Run:
-    """A run whose data and logs are below ``folder``: the same folder stands for the same machine."""
+    """As a new kernel on the machine that ``folder`` stands for makes it."""
     return runtime.Run(notebook, "smoke", CPU, folder / "data", folder / "logs", **changes)
 
 
 class Toy(OneClassData):
-    """Dark noise; anomalous images have a bright square, in one of two sizes.
-
-    masks: mark the squares in validation and test split, but for that of the last test image.
-    """
+    """Dark noise; anomalous images have a bright square.  ``masks`` mark them, but for that of the last test image."""
 
     dataset, subset, anomaly_fraction = "toy", "48 good images", 0.5
     defect_types = ("good", "dent", "scratch")
@@ -35,8 +32,7 @@ class Toy(OneClassData):
         super().__init__(CPU, 12, 4, seed, Augment(flip=0.5, shift=0.2, noise=0.1))
         self.train, self.validation, self.test = squares(48, seed), squares(4, seed + 1, masks), squares(10, 2, masks)
         if masks:
-            self.test.has_mask[-1] = False
-            self.test.mask[-1] = False
+            self.test.has_mask[-1] = self.test.mask[-1] = False
 
 
 def squares(count: int, seed: int, masks: bool = False) -> Split:
