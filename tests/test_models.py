@@ -69,15 +69,10 @@ def test_predictions_are_full_float32_without_gradients_and_leave_eval_mode(mode
 def test_recorded_losses_are_detached_float32_by_name_and_weighted_by_the_settings():
     model, loss = ToyModel(weight_a=3.0), torch.ones((), dtype=torch.bfloat16, requires_grad=True)
     assert model.weighted_sum({"a": loss, "b": loss * 10}).item() == 13
+    (group,) = ToyModel(beta1=0.5, weight_decay=0.25).adam([torch.nn.Parameter(torch.zeros(1))], 0.1).param_groups
+    assert (group["lr"], group["betas"], group["weight_decay"]) == (0.1, (0.5, 0.999), 0.25)
     model.record({"a": loss * 2, "b": loss * 3})
     model.record({"a": loss * 4, "b": loss * 5})
     assert model.loss_names == ("a", "b")
     assert [row.tolist() for row in model.batch_losses] == [[2, 3], [4, 5]]
     assert all(row.dtype == torch.float32 and not row.requires_grad for row in model.batch_losses)
-
-
-def test_adam_takes_beta1_and_weight_decay_from_the_settings():
-    weights = [torch.nn.Parameter(torch.zeros(1))]
-    for changes, betas, decay in (({}, 0.9, 0), ({"beta1": 0.5, "weight_decay": 0.25}, 0.5, 0.25)):
-        group = ToyModel(**changes).adam(weights, 0.5).param_groups[0]
-        assert (group["lr"], group["betas"], group["weight_decay"]) == (0.5, (betas, 0.999), decay)

@@ -100,10 +100,6 @@ def test_maps_of_a_row_share_one_scale_from_0_and_masks_are_black_and_white():
     check(plots.panels({"map": 0 * maps}, ["a", "b"], TITLE), "map")  # of a perfect copy, say
 
 
-def test_tile_is_one_small_picture():
-    assert plots.tile(images(3, 3, side=256)).shape == (3, plots.TILE + 4, 3 * (plots.TILE + 2) + 2)
-
-
 def test_film_strip_has_a_column_for_each_moment_and_one_for_the_inputs():
     frames, moments = [images(4, 3)] * 5, list(range(0, 500, 100))
     figure = plots.film_strip(frames, moments, TITLE)

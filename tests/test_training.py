@@ -297,7 +297,7 @@ def test_a_checkpoint_that_is_broken_or_does_not_fit_is_one_clear_error(trained,
         load(Adversarial(), run, trained.folder)
     with pytest.raises(TrainingError, match="no checkpoint at .*: train first"):
         load(ToyModel(), run, tmp_path)
-    for content in (b"<html>", b"", pickle.dumps([1, 2])):
+    for content in (b"<html>", b"", pickle.dumps([1, 2], 2)):
         (tmp_path / "model.ckpt").write_bytes(content)
         with pytest.raises(TrainingError, match="model.ckpt is broken .*train again, or bring it back"):
             load(ToyModel(), run, tmp_path)
