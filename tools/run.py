@@ -90,12 +90,14 @@ def execute(path: Path, target: Path, train: bool = True) -> tuple[str, float]:
 
 
 def shrink(data: dict) -> None:
-    """Write a large figure with a palette of 256 colours, so that notebooks full of photographs stay small."""
-    if len(data.get("image/png", "")) > LARGE:
-        figure, smaller = Image.open(io.BytesIO(base64.b64decode(data["image/png"]))), io.BytesIO()
-        few = figure.convert("RGB").quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
-        few.save(smaller, "PNG", optimize=True)
-        data["image/png"] = base64.b64encode(smaller.getvalue()).decode()
+    """Store a large figure, one full of photographs, as JPEG where that is smaller."""
+    if len(png := data.get("image/png", "")) > LARGE:
+        buffer = io.BytesIO()
+        Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB").save(buffer, "JPEG", quality=88)
+        jpeg = base64.b64encode(buffer.getvalue()).decode()
+        if len(jpeg) < len(png):
+            data["image/jpeg"] = jpeg
+            del data["image/png"]
 
 
 def run(chosen: list[Path]) -> int:
