@@ -1,6 +1,7 @@
 """TensorBoard on the committed versions, in a real browser: what a reader of `make tensorboard` sees."""
 
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -14,7 +15,9 @@ from helpers.versions import numbered
 
 webdriver = pytest.importorskip("selenium.webdriver")
 pytestmark = pytest.mark.skipif(shutil.which("chromedriver") is None, reason="needs Chromium and its driver")
-PORT = 16006
+with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    PORT = free.getsockname()[1]
 # the dashboards live in nested shadow roots: all text and the largest drawn picture in them
 TEXT = """
 const walk = root => [...root.querySelectorAll('*')].map(e => (e.shadowRoot ? walk(e.shadowRoot) : '')).join(' ')
