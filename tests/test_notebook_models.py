@@ -50,6 +50,7 @@ def test_a_training_killed_four_times_ends_as_if_it_had_not_been(tmp_path, name)
             with pytest.raises(RuntimeError, match="stopped"):
                 fit(stopped(model, calls, hook=hook), data, run, **options)
     again = fit(model, data, run, **options)
+    assert not list(again.folder.glob("broken*")), "it was continued, and did not begin again"
     assert again.folder.name == "version_10" and again.history["batches"] == whole.history["batches"]
     for key, value in whole.model.state_dict().items():
         assert torch.equal(again.model.state_dict()[key], value), key

@@ -30,7 +30,8 @@ def train(model, run, data=None, **options):
 
 
 def assert_same(first, second):
-    """The same weights and the same curves, but for the speed."""
+    """The same weights and the same curves, but for the speed; and not because it began again."""
+    assert not list(first.folder.glob("broken*"))
     for name, value in first.model.state_dict().items():
         assert torch.equal(value, second.model.state_dict()[name]), name
     one, two = (found.curves.query("name != 'speed/images_per_second'") for found in (first, second))
@@ -158,11 +159,12 @@ def test_a_killed_process_is_continued_to_the_same_weights(tmp_path, whole):
     assert_same(again, whole[Adversarial])
 
 
-def test_numpy_scalars_in_a_schedule_do_not_break_the_checkpoint(run):
+def test_numpy_scalars_in_a_schedule_and_lightnings_number_of_steps_do_not_break_the_resume(run):
     class Cosine(ToyModel):
         def configure_optimizers(self):
             optimizer = torch.optim.SGD(self.parameters(), lr=np.float64(0.1))
-            cosine = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda batch: np.cos(batch / self.n_batches))
+            steps = self.trainer.estimated_stepping_batches  # which sets the loader up before its position is known
+            cosine = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda batch: np.cos(batch / steps))
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": cosine, "interval": "step"}}
 
     with pytest.raises(RuntimeError, match="stopped"):
@@ -188,6 +190,7 @@ def test_a_broken_checkpoint_is_kept_aside_and_the_training_begins_again(run, wh
     assert "is broken: kept as broken_" in capsys.readouterr().out
     (aside,) = again.folder.glob("broken_*.ckpt")
     assert aside.read_bytes() == broken
+    aside.unlink()
     assert_same(again, whole[ToyModel])
 
 
