@@ -93,12 +93,12 @@ def plain(model, data, settings: dict, device: torch.device) -> float:
 
 
 def configured(found) -> tuple[list, list]:
-    """Optimisers and schedulers in every form that Lightning takes."""
+    """Optimisers and schedulers, in the forms that the notebooks return: a dict, two lists, or optimisers only."""
     if isinstance(found, dict):
         return [found["optimizer"]], [found["lr_scheduler"]["scheduler"]] if "lr_scheduler" in found else []
-    optimizers, schedulers = found if isinstance(found, tuple) else (found, [])
-    optimizers = optimizers if isinstance(optimizers, list) else [optimizers]
-    return optimizers, [s["scheduler"] if isinstance(s, dict) else s for s in schedulers]
+    if isinstance(found, tuple) and isinstance(found[0], list):
+        return found[0], [s["scheduler"] if isinstance(s, dict) else s for s in found[1]]
+    return list(found) if isinstance(found, (tuple, list)) else [found], []
 
 
 def now(device: torch.device) -> float:
@@ -112,9 +112,9 @@ def compare(notebook: str, name: str, changes: dict, rounds: int) -> str:
     """One row: images per second of both, median of the ratios, live picture, scoring, memory."""
     device = runtime.best_device()
     run = runtime.Run("bench", "full", device, runtime.data_dir(), Path(tempfile.mkdtemp(prefix="anomaly-bench-")))
-    model = definitions(ROOT / "notebooks" / f"{notebook}.ipynb")[name]
     version = {"04": "version_3/hazelnut_plain"}.get(notebook[:2], f"version_{int(notebook[:2]) - 1}")
     settings = yaml.safe_load((ROOT / "lightning_logs" / version / "hparams.yaml").read_text()) | changes
+    model = definitions(ROOT / "notebooks" / f"{notebook}.ipynb", settings=settings)[name]
     data, speeds = make_data(run, settings), {"fit": [], "plain": []}
     for round_ in range(rounds + 1):  # the first one warms up
         run.version = None

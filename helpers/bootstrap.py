@@ -19,16 +19,19 @@ def installed() -> dict[str, str]:
     return {re.sub(r"[-_.]+", "-", name).lower(): number for name, number in reversed(found)}
 
 
-def missing() -> list[str]:
-    """The lines of requirements.txt for those of ``NEEDED`` that are not installed, in any version."""
+def missing(more: tuple[str, ...] = ()) -> list[str]:
+    """The lines of requirements.txt for those of ``NEEDED`` and ``more`` that are not installed, in any version."""
     lines = [line.split("#")[0].strip() for line in REQUIREMENTS.read_text(encoding="utf-8").splitlines()]
     by_name, present = {_name(line): line for line in lines}, installed()
-    return [by_name[name] for name in NEEDED if name not in present]
+    return [by_name[name] for name in (*NEEDED, *more) if name not in present]
 
 
-def install_missing() -> None:
-    """Install what is missing; RuntimeError if that would change an installed package: Colab's depend on each other."""
-    if not (wanted := missing()):
+def install_missing(*more: str) -> None:
+    """Install what is missing, ``more`` for what only one notebook needs.
+
+    Raises RuntimeError if that would change an installed package: Colab's depend on each other.
+    """
+    if not (wanted := missing(more)):
         return
     with tempfile.TemporaryDirectory() as folder:
         pins = Path(folder) / "installed.txt"

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from helpers import metrics
 from helpers.data.batches import Split, to_float
 from helpers.data.one_class import OneClassData
-from helpers.models import AnomalyModel, map_images, score_images
+from helpers.models import AnomalyModel, scores_and_maps
 from helpers.progress import Line
 from helpers.runtime import Run
 
@@ -105,16 +105,22 @@ class Scores:
         return "\n".join([head, *(f"  {name:28} {value}  {note}".rstrip() for name, value, note in rows)])
 
 
-def evaluate(model: AnomalyModel, data: OneClassData, percentile: float = 99.0) -> Scores:
-    """Score test split and held-out normal images, in eval mode, float32 and their order; under DDP all get all."""
-    start = time.perf_counter()
-    score, test = score_images(model, data.test), data.test
-    speed, good = len(score) / (time.perf_counter() - start), data.validation.normal()
+def evaluate(
+    model: AnomalyModel, data: OneClassData, percentile: float = 99.0, good: tuple[np.ndarray, np.ndarray] | None = None
+) -> Scores:
+    """Score test split and held-out normal images, in eval mode, float32 and their order; under DDP all get all.
+
+    good: scores (M,) and maps (M, H, W) of normal images by models that have not seen them, leaving one out, say;
+        without them the held-out images are scored.
+    """
+    test, held_out, start = data.test, data.validation.normal(), time.perf_counter()
+    score, maps = scores_and_maps(model, test)
+    speed = len(score) / (time.perf_counter() - start)
     label, defect_type = test.label.cpu().numpy(), test.defect_type.cpu().numpy()
-    validation = score_images(model, good)
+    validation, validation_maps = good or scores_and_maps(model, held_out)
     scores = Scores(score, label, defect_type, data.defect_types, validation, data.title, speed, percentile=percentile)
-    if model.has_map and test.mask is not None:
-        scores.maps, scores.validation_maps = map_images(model, test), map_images(model, good)
+    if maps is not None:
+        scores.maps, scores.validation_maps = maps, validation_maps
         scores.masks, scores.has_mask = test.mask.cpu().numpy(), test.has_mask.cpu().numpy()
     return scores
 

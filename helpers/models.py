@@ -17,7 +17,9 @@ class AnomalyModel(pl.LightningModule):
 
     A subclass defines its networks, ``configure_optimizers``, ``training_step(batch, batch_idx)`` with
     batch = (normal, anomalous), ``reconstruct(x)`` -> image like x, ``anomaly_score(x)`` -> (N,), higher is more
-    anomalous, and where it can say which pixels are anomalous, ``anomaly_map(x)`` -> (N, H, W).
+    anomalous, and where it can say which pixels are anomalous, ``anomaly_map(x)`` -> (N, H, W); if the score comes
+    from the map, ``score_of_map(maps)`` -> (N,) instead of ``anomaly_score``, and both cost one pass.
+    A model without gradients defines ``learn(data)`` instead of optimisers, training step and reconstruction.
     """
 
     large_convolutions = False  # True where they take the time: then channels_last, and fp16 on older GPUs
@@ -33,7 +35,11 @@ class AnomalyModel(pl.LightningModule):
     def _undefined(self, x: Tensor) -> Tensor:
         raise NotImplementedError
 
-    reconstruct = anomaly_score = anomaly_map = _undefined
+    reconstruct = anomaly_map = _undefined
+    score_of_map: Callable[[Tensor], Tensor] | None = None
+
+    def anomaly_score(self, x: Tensor) -> Tensor:
+        return self.score_of_map(self.anomaly_map(x))
 
     @property
     def has_map(self) -> bool:
@@ -69,6 +75,14 @@ def score_images(model: AnomalyModel, split: Split) -> np.ndarray:
 def map_images(model: AnomalyModel, split: Split) -> np.ndarray:
     """(N, H, W) float32 anomaly maps of a split."""
     return predict(model, model.anomaly_map, split).float().numpy()
+
+
+def scores_and_maps(model: AnomalyModel, split: Split) -> tuple[np.ndarray, np.ndarray | None]:
+    """Scores and maps of a split; no maps where the model has none, or nobody marked defects to compare them with."""
+    maps = map_images(model, split) if model.has_map and split.mask is not None else None
+    if maps is None or model.score_of_map is None:
+        return score_images(model, split), maps
+    return model.score_of_map(torch.from_numpy(maps)).double().numpy(), maps
 
 
 @torch.no_grad()

@@ -58,6 +58,8 @@ def fit(
 ) -> Trained:
     """Train for ``settings["epochs"]`` epochs, or load the reference version if ``run.train`` is False.
 
+    A model with ``learn(data)`` instead of a training step learns each time: nothing is stored, as it takes seconds.
+
     name: "" for the first training of a run, a sub-folder of its version for each further one.
     resume: continue an interrupted training with the same settings, data and code, on one process to the same weights;
         load a finished one that was not reported.
@@ -66,17 +68,23 @@ def fit(
     Raises TrainingError if a loss is not finite or the log folder cannot be written; ValueError for no epoch, for a
     batch that is larger than the training set, and for several devices without torchrun.
     """
+    learns = hasattr(model, "learn")
     if not run.train:
-        return load(model, run, run.reference / name)
-    if model.hparams.epochs < 1:
-        raise ValueError(f"epochs must be at least 1: got {model.hparams.epochs}")
-    options = _processes(devices, model) | trainer_options
-    loader = data.train_dataloader()  # before anything is written: it refuses a batch that is too large
+        return _learned(model, data, run, run.reference / name) if learns else load(model, run, run.reference / name)
+    if not learns:
+        if model.hparams.epochs < 1:
+            raise ValueError(f"epochs must be at least 1: got {model.hparams.epochs}")
+        options = _processes(devices, model) | trainer_options
+        loader = data.train_dataloader()  # before anything is written: it refuses a batch that is too large
     identity = dict(model.hparams) | data.fields()
     identity |= {"notebook": run.notebook, "model": type(model).__name__, "profile": run.profile}
     identity |= {"code_fingerprint": code_fingerprint(model), "data_fingerprint": data.fingerprint()}
     try:
         folder = find_folder(run, name, identity, resume)
+        if learns:
+            trained = _learned(model, data, run, folder)
+            trained.logger = _logger(folder)
+            return trained
         if (folder / FINISHED).exists():
             print(f"already trained with these settings, data and code: {runtime.show_path(folder)} is loaded")
             logger = _logger(folder)  # its report is still to be written
@@ -95,6 +103,20 @@ def fit(
         raise TrainingError(f"{problem}: {advice}") from error
     trained.logger = logger
     return trained
+
+
+def _learned(model: AnomalyModel, data: OneClassData, run: runtime.Run, folder: Path) -> Trained:
+    """The model after it learned from all training images, without gradients."""
+    model.to(run.device).eval()
+    start = time.perf_counter()
+    with torch.no_grad(), runtime.tf32(False):
+        model.learn(data)
+    seconds, count = time.perf_counter() - start, len(data.train)
+    model.history = {"train_seconds": round(seconds, 2), "images": count, "batches": 0}
+    model.history |= {"images_per_second": round(count / seconds), "device": runtime.device_name(run.device)}
+    model.history["parameters"] = sum(weights.numel() for weights in (*model.parameters(), *model.buffers()))
+    model.history["peak_memory_mib"] = runtime.peak_memory_mib(run.device)
+    return Trained(model, folder, run, model.history, None)
 
 
 def _train(model, run, folder, loader, losses, watch, options) -> TensorBoardLogger:

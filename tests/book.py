@@ -1,9 +1,6 @@
 """The models of the notebooks, without running the notebooks."""
 
-import ast
 import functools
-import json
-from contextlib import suppress
 
 import torch
 from torch._subclasses.fake_tensor import unset_fake_temporarily
@@ -14,29 +11,13 @@ from helpers.data.folder import Folder
 from helpers.data.mvtec import MVTec
 from helpers.data.samples import sample
 from tests.toy import ROOT, make_run
-
-DEFINITIONS = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef)
+from tools.notebooks import definitions
 
 
 @functools.cache
 def page(name: str) -> dict:
-    """Imports, functions, classes and literal CONSTANTS of a notebook, executed: so tests use its very model."""
-    path = ROOT / "notebooks" / f"{name}.ipynb"
-    scope: dict = {"__name__": name}
-    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
-        for node in ast.parse("".join(cell["source"])).body if cell["cell_type"] == "code" else ():
-            if isinstance(node, DEFINITIONS) or _is_constant(node):
-                with suppress(NameError):  # what needs a setting belongs to the run of the notebook, not to its model
-                    exec(compile(ast.Module([node], []), str(path), "exec"), scope)
-    return scope
-
-
-def _is_constant(node: ast.stmt) -> bool:
-    """Whether a statement gives a NAME in capitals a value made of literals and of names."""
-    targets = getattr(node, "targets", [getattr(node, "target", None)])
-    if not all(isinstance(target, ast.Name) and target.id.isupper() for target in targets):
-        return False
-    return not any(isinstance(part, (ast.Call, ast.Attribute)) for part in ast.walk(node.value))
+    """What a notebook defines: so tests use its very model."""
+    return definitions(ROOT / "notebooks" / f"{name}.ipynb")
 
 
 COMMON = {"epochs": 3, "seed": 0, "lr": 1e-3, "lr_discriminator": 5e-4, "beta1": 0.5, "latent": 4}

@@ -9,6 +9,7 @@ import json
 import re
 import sys
 import tomllib
+from contextlib import suppress
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -57,16 +58,16 @@ def source(path: Path) -> str:
     return "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
 
 
-def definitions(path: Path) -> dict:
-    """Imports, functions, classes and literal CONSTANTS of a notebook, executed: its very models, for tests and benchmarks."""
-    scope: dict = {"__name__": path.stem}
+def definitions(path: Path, **given) -> dict:
+    """Imports, functions, classes and CONSTANTS of a notebook, executed with the names ``given``: its very models."""
+    scope: dict = {"__name__": path.stem} | given
     for node in ast.parse(source(path)).body:
-        names = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
-        constant = all(isinstance(name, ast.Name) and name.id.isupper() for name in names) and not any(
-            isinstance(part, ast.Call) for part in ast.walk(node)
-        )
+        names = node.targets if isinstance(node, ast.Assign) else []
+        constant = bool(names) and all(isinstance(name, ast.Name) and name.id.isupper() for name in names)
+        constant = constant and not any(isinstance(part, (ast.Call, ast.Attribute)) for part in ast.walk(node.value))
         if constant or isinstance(node, (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef)):
-            exec(compile(ast.Module([node], []), str(path), "exec"), scope)
+            with suppress(NameError):  # what needs a setting belongs to the run of the notebook, not to its model
+                exec(compile(ast.Module([node], []), str(path), "exec"), scope)
     return scope
 
 

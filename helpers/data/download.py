@@ -6,12 +6,10 @@ import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from helpers.data.photo import DataError
+
 TIMEOUT = 20  # seconds without a byte after which a mirror is given up
 FAULTS = (OSError, ValueError, EOFError, tarfile.TarError, lzma.LZMAError)  # of mirrors, disks, archives
-
-
-class DataError(RuntimeError):
-    """Data is missing, damaged or cannot be written; the message says what to do."""
 
 
 def fetch(target: Path, urls: Sequence[str], md5: str | None = None) -> None:

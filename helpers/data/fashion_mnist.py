@@ -10,8 +10,8 @@ from torch.nn import functional as F
 from torchvision import datasets
 
 from helpers.data.batches import Augment, Split, require
-from helpers.data.download import DataError
 from helpers.data.one_class import OneClassData
+from helpers.data.photo import DataError
 from helpers.data.samples import find_data
 from helpers.runtime import Run
 

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from helpers.data.batches import Augment, Split, good_and_painted, require
-from helpers.data.download import DataError
-from helpers.data.images import NORMAL_NAMES, list_images, list_types, read_images
+from helpers.data.images import NORMAL_NAMES, list_images, list_types, read_images, read_masks
 from helpers.data.one_class import OneClassData
+from helpers.data.photo import DataError
 from helpers.data.samples import sample
 from helpers.data.synthetic import paint
 from helpers.runtime import Run, say_once, show_path
@@ -21,9 +21,10 @@ CARD = ("golden sample", "darker", "handmade defects", "shifted", "another objec
 class Folder(OneClassData):
     """Good images of one part from a folder, nested or flat, of any sizes and formats.  Copies are left out.
 
-    test: a folder with a sub-folder for each defect type (``list_types``).  Without one, as many good images as are
-        held out make a stress card.
-    held_out: share kept for the threshold, in (0, 0.4], and once more with painted defects, to watch.
+    test: a folder with a sub-folder for each defect type (``list_types``); masks may be beside it, in ``ground_truth``.
+        Without one, as many good images as are held out make a stress card.
+    held_out: share kept for the threshold, in [0, 0.4], and once more with painted defects, to watch; 0 keeps none,
+        for models that leave one image out at a time, and there is then no stress card.
     max_images: at most so many images of each label in each split.
     """
 
@@ -41,21 +42,25 @@ class Folder(OneClassData):
         images_per_epoch: int | None = None,
         max_images: int | None = None,
     ):
-        require((0 < held_out <= 0.4, f"held_out, the share kept for the threshold, is in (0, 0.4]: got {held_out}"))
+        require((0 <= held_out <= 0.4, f"held_out, the share kept for the threshold, is in [0, 0.4]: got {held_out}"))
         super().__init__(run.device, batch_size, 0, seed, augment, images_per_epoch)
         good = _different_images(Path(path), size, grey)
         parts = [part for part in Path(path).resolve().parts if part.lower() not in (*NORMAL_NAMES, "train", "images")]
         self.dataset, self.subset = parts[-1], f"{len(good)} good images"
         good = good[torch.randperm(len(good), generator=torch.Generator().manual_seed(seed))]
-        kept = max(2, round(held_out * len(good)))
+        kept = max(2, round(held_out * len(good))) if held_out else 0
         held, rest = good[:kept][:max_images], good[kept:]
-        if test is None:
+        if test is None and not held_out:
+            self.test, names, self.tested_on = good_and_painted(good[:0]), CARD[:1], "nothing"
+        elif test is None:
             other = read_images(list_images(sample("keycaps") / "F12"), size, grey)
             self.test, rest = stress_card(rest[:kept][:max_images], other, seed), rest[kept:]
             names, self.tested_on = CARD, "stress card"
         else:
             paths, defect_type, names = list_types(Path(test))
-            self.test = Split(read_images(paths, size, grey), (defect_type > 0).long(), defect_type)
+            label, (mask, has_mask) = (defect_type > 0).long(), read_masks(Path(test).resolve().parent, paths, size)
+            masks = (mask, has_mask | (label == 0)) if has_mask.any() else (None, None)
+            self.test = Split(read_images(paths, size, grey), label, defect_type, *masks)
             self.test = self.test if max_images is None else self.test.first_of_each(max_images)
             self.tested_on = ", ".join(names[1:])
         if max_images is not None and max_images < len(rest):

@@ -1,22 +1,20 @@
 """Image files of any size and format as one uint8 tensor: checked, converted and resized."""
 
 import functools
-import re
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
-from torchvision.transforms.functional import pil_to_tensor
+from torchvision.transforms.functional import pad, pil_to_tensor
 from tqdm.auto import tqdm
 
-from helpers.data.download import DataError
+from helpers.data.photo import ENDINGS, DataError, open_photo, shrunk
 from helpers.runtime import say_once, show_path
 
-ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 NORMAL_NAMES = ("good", "ok", "normal")  # of sub-folders with normal test images
 
 
@@ -50,39 +48,43 @@ def list_types(folder: Path, max_images: int | None = None) -> tuple[list[Path],
 def read_image(path: Path, size: int | None = None, grey: bool = False) -> tuple[Tensor, str]:
     """One image file as (C, H, W) uint8, one channel if ``grey``, else three; and the mode it was stored in.
 
-    size: height and width after resizing; None keeps them.
+    size: height and width after resizing; None keeps them.  An image that is no square keeps its proportions: its
+    longer side becomes ``size``, and its edge is repeated to both sides of the shorter one.
     Raises DataError for damage, for more than 8 bits a channel, and for a side below 8 pixels or ``size`` / 4.
     """
-    image, stored = _load(path, "L" if grey else "RGB")
+    image, stored = open_photo(path, "L" if grey else "RGB")
     if min(image.size) < max(8, (size or 0) / 4):
         raise DataError(f"{path} has {image.size} pixels: take a larger picture, or choose a smaller size")
-    if size is not None and image.size != (size, size):
-        image = image.resize((size, size), Image.Resampling.LANCZOS)
-    return pil_to_tensor(image), stored
+    return pil_to_tensor(_square(image, size, Image.Resampling.BICUBIC, "edge")), stored
 
 
 def read_mask(path: Path, size: int) -> Tensor:
     """A mask file as (size, size) bool: True where it is brighter than half, so that noise does not count."""
-    mask, _ = _load(path, "L")
+    mask, _ = open_photo(path, "L")
     if 0 < mask.getextrema()[1] < 128:
         raise DataError(f"the mask {path} marks nothing: its brightest value is {mask.getextrema()[1]} of 255")
-    return pil_to_tensor(mask.resize((size, size), Image.Resampling.NEAREST))[0] > 127
+    return pil_to_tensor(_square(mask, size, Image.Resampling.NEAREST, "constant"))[0] > 127
 
 
-def _load(path: Path, mode: str) -> tuple[Image.Image, str]:
-    """An image file upright as EXIF says, transparent pixels on black, in a mode of Pillow; and its own mode."""
-    try:
-        with Image.open(path) as file:
-            deep = re.search(";16[BLN]", str(file.tile)) is not None  # colours that Pillow would cut to 8 bits silently
-            image, stored = ImageOps.exif_transpose(file), file.mode
-    except Exception as error:  # damaged files make Pillow raise nearly anything
-        raise DataError(f"{path} cannot be read as an image ({error}): replace or delete it") from error
-    if deep or stored.startswith(("I", "F")):  # only their owner knows which range of brightness matters
-        raise DataError(f"{path} has more than 8 bits a channel: convert all images to 8 bits in the same way")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
-    return image.convert(mode), stored
+def read_masks(root: Path, images: Sequence[Path], size: int) -> tuple[Tensor, Tensor]:
+    """Masks (N, size, size) of test images, and (N,) bool: whether there is one.
+
+    ``ground_truth/<type>`` in ``root`` holds them, named as the images or ``NAME_mask.png``.
+    """
+    files = (root / "ground_truth").glob("*/[!.]*")
+    by_name = {(path.parent.name, path.stem.removesuffix("_mask")): path for path in files}
+    found = [by_name.get((path.parent.name, path.stem)) for path in images]
+    empty = torch.zeros(size, size, dtype=torch.bool)
+    masks = [empty if path is None else read_mask(path, size) for path in found]
+    return torch.stack(masks), torch.tensor([path is not None for path in found])
+
+
+def _square(image: Image.Image, size: int | None, how: Image.Resampling, filling: str) -> Image.Image:
+    if size is None or image.size == (size, size):
+        return image
+    image = image.resize(shrunk(*image.size, size), how)
+    left, top = ((size - side) // 2 for side in image.size)
+    return pad(image, [left, top, size - left - image.width, size - top - image.height], padding_mode=filling)
 
 
 def read_images(paths: Sequence[Path], size: int, grey: bool = False) -> Tensor:

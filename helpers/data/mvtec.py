@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from helpers.data.batches import Augment, Split, good_and_painted, require
-from helpers.data.images import list_images, list_types, read_images, read_mask
+from helpers.data.images import list_images, list_types, read_images, read_masks
 from helpers.data.one_class import OneClassData
 from helpers.data.samples import find_data
 from helpers.data.synthetic import paint
@@ -31,7 +31,8 @@ class MVTec(OneClassData):
     """A category of MVTec AD, or a folder in its layout: ``train/good``, ``test/<type>``, ``ground_truth/<type>``.
 
     dataset: the name of a category, or the path of a folder.
-    held_out: share of the good images kept for thresholds, some of them once more with ``PAINTED`` defects, to watch.
+    held_out: share of the good images kept for thresholds, some of them once more with ``PAINTED`` defects, to watch;
+        0 keeps none, for models that leave one image out at a time.
     max_images: at most so many images of each defect type in each split.
     """
 
@@ -48,7 +49,9 @@ class MVTec(OneClassData):
         held_out: float = 0.1,
         max_images: int | None = None,
     ):
-        require((0 < held_out < 1, f"held_out, the share of good images kept for thresholds, is in (0, 1): {held_out}"))
+        require(
+            (0 <= held_out < 1, f"held_out, the share of good images kept for thresholds, is in [0, 1): {held_out}")
+        )
         super().__init__(run.device, batch_size, 0, seed, augment, images_per_epoch)
         root, embedded = mvtec_root(run, dataset)
         paths = list_images(root / "train" / "good")
@@ -60,10 +63,10 @@ class MVTec(OneClassData):
         self.subset = f"{'embedded part: ' * embedded}{len(paths)} {of}good images{at_most}"
 
         images = images[torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))]
-        kept = max(1, round(held_out * len(images)))
+        kept = max(1, round(held_out * len(images))) if held_out else 0
         self.train = good_and_painted(images[kept:])
         self.validation = good_and_painted(images[:kept], self._painted(images[:kept]))
-        label, (mask, has_mask) = (defect_type > 0).long(), _masks(root, tests, size)
+        label, (mask, has_mask) = (defect_type > 0).long(), read_masks(root, tests, size)
         self.test = Split(read_images(tests, size, grey), label, defect_type, mask, has_mask | (label == 0))
         if missing := int((~self.test.has_mask).sum()):
             say_once(f"{show_path(root)}: {missing} defective test images have no mask and count for no pixel metrics")
@@ -72,16 +75,6 @@ class MVTec(OneClassData):
         """The first ten images, each once with every painted defect: image, mask and defect type."""
         random, index = np.random.default_rng(self.seed), self.defect_types.index
         return [(*paint(image, name, random), index(name)) for name in PAINTED for image in images[:10]]
-
-
-def _masks(root: Path, images: list[Path], size: int) -> tuple[Tensor, Tensor]:
-    """Masks (N, size, size), named as the images or ``NAME_mask.png``, and (N,) bool: whether there is one."""
-    files = (root / "ground_truth").glob("*/[!.]*")
-    by_name = {(path.parent.name, path.stem.removesuffix("_mask")): path for path in files}
-    found = [by_name.get((path.parent.name, path.stem)) for path in images]
-    empty = torch.zeros(size, size, dtype=torch.bool)
-    masks = [empty if path is None else read_mask(path, size) for path in found]
-    return torch.stack(masks), torch.tensor([path is not None for path in found])
 
 
 def mvtec_root(run: Run, dataset: str) -> tuple[Path, bool]:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from helpers.data.download import DataError, fetch
+from helpers.data.download import fetch
+from helpers.data.photo import DataError
 from helpers.runtime import ROOT, Run, show_path
 
 SAMPLES = ROOT / "samples"

@@ -6,7 +6,8 @@ import tarfile
 import pytest
 
 from helpers.data import download
-from helpers.data.download import DataError, fetch
+from helpers.data.download import fetch
+from helpers.data.photo import DataError
 
 CONTENT = {"nuts/a.txt": b"a", "nuts/b/c.bin": bytes(range(256)) * 99, "readme.txt": b"beside"}
 HTML = b"<!doctype html><html>please log in</html>"

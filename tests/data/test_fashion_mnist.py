@@ -6,8 +6,8 @@ import pytest
 import torch
 from torchvision import datasets
 
-from helpers.data.download import DataError
 from helpers.data.fashion_mnist import CLASSES, FashionMNISTOneClass, MNISTOneClass
+from helpers.data.photo import DataError
 from helpers.data.samples import SAMPLES
 from helpers.runtime import data_dir
 

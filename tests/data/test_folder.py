@@ -5,8 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from helpers.data.download import DataError
 from helpers.data.folder import CARD, Folder, stress_card
+from helpers.data.photo import DataError
 
 
 def write(folder, count, side=40, seed=0, mode="RGB", ending="png"):

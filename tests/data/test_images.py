@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 
 from helpers.data import images
-from helpers.data.download import DataError
 from helpers.data.images import list_images, list_types, read_image, read_images, read_mask
+from helpers.data.photo import DataError
 
 GREY = np.arange(0, 240, 2, dtype=np.uint8).reshape(12, 10)  # 12 high, 10 wide, every pixel another value
 COLOUR = np.stack([GREY, 255 - GREY, GREY // 2], 2)
@@ -130,11 +130,22 @@ def test_a_truncated_file_is_named(tmp_path, ending, share):
         read_image(path)
 
 
-def test_resizing_squeezes_to_a_square_and_leaves_the_right_size_alone(tmp_path):
-    halves = np.zeros((40, 64, 3), dtype=np.uint8)
-    halves[:, 32:] = 250
-    found, _ = read_image(save(tmp_path / "1.png", halves), size=16)
-    assert (found[..., :5] == 0).all() and (found[..., 11:] == 250).all()
+@pytest.mark.parametrize("wide", [True, False])
+def test_resizing_keeps_the_proportions_and_repeats_the_edge(tmp_path, wide):
+    pixels = np.zeros((40, 64, 3), dtype=np.uint8)
+    pixels[:20], pixels[:, :8] = 250, 100  # the upper half, and a stripe of an eighth
+    mask = np.full((40, 64), 255, dtype=np.uint8)
+    pixels, mask = (array if wide else array.swapaxes(0, 1).copy() for array in (pixels, mask))
+    found, _ = read_image(save(tmp_path / "1.png", pixels), size=16)
+    marked = read_mask(save(tmp_path / "mask.png", mask), 16)
+    found, marked = (found, marked) if wide else (found.mT, marked.T)
+    assert found.shape == (3, 16, 16)
+    assert (found[:, :7, 4:] == 250).all() and (found[:, 9:, 4:] == 0).all(), "10 of 16 rows, 3 repeated on both sides"
+    assert (found[:, :, 0] == 100).all()
+    assert marked[3:13].all() and not marked[:3].any() and not marked[13:].any(), "no defect is repeated"
+
+
+def test_the_right_size_is_left_alone(tmp_path):
     square = COLOUR[:10]
     assert torch.equal(read_image(save(tmp_path / "2.png", square), 10)[0], torch.from_numpy(square).permute(2, 0, 1))
 

@@ -5,8 +5,8 @@ import pytest
 from PIL import Image
 
 from helpers.data import download, mvtec, samples
-from helpers.data.download import DataError
 from helpers.data.mvtec import ARCHIVES, LICENCE, PAINTED, MVTec, mvtec_root
+from helpers.data.photo import DataError
 from helpers.data.samples import SAMPLES
 from tests.data.test_download import packed
 

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from helpers.data import samples
-from helpers.data.download import DataError
+from helpers.data.photo import DataError
 from helpers.data.samples import SAMPLES, find_data, sample
 
 
