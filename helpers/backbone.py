@@ -1,5 +1,6 @@
 """Networks trained on ImageNet, whose features describe any photograph."""
 
+import functools
 import hashlib
 from importlib.util import find_spec
 from itertools import pairwise
@@ -17,6 +18,7 @@ SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 LITE0 = "tf_efficientnet_lite0"  # its name in timm
 
 
+@functools.cache  # frozen, so that all models may share it
 def load_backbone(name: str = LITE0, strides: tuple[int, ...] = (8, 16)) -> nn.Module:
     """A network of timm with its ImageNet weights, in eval mode and frozen, cut off behind the last of ``strides``.
 

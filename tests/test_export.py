@@ -14,7 +14,7 @@ from helpers import export as exporting
 from helpers import score
 from helpers.data.batches import to_float
 from helpers.data.images import read_image
-from helpers.data.photo import DataError
+from helpers.data.photo import DataError, open_photo
 from helpers.evaluation import Scores, evaluate
 from helpers.export import export
 from helpers.models import AnomalyModel
@@ -57,22 +57,21 @@ def toy(request, tmp_path_factory):
     return model, path, request.param == 1
 
 
-@pytest.mark.parametrize("size", [(64, 64), (256, 256), (640, 301), (201, 480), (50, 33), (1200, 900), (1000, 60)])
+@pytest.mark.parametrize("size", [(64, 64), (256, 256), (640, 301), (201, 480), (50, 33), (1200, 900), (600, 200)])
 def test_a_photograph_of_any_size_scores_as_in_the_course(toy, tmp_path, size):
     model, path, grey = toy
     picture(*size).save(tmp_path / "photo.png")
-    x = to_float(read_image(tmp_path / "photo.png", SIDE if min(size) > SIDE / 4 else None, grey)[0][None])
-    if min(size) <= SIDE / 4:
-        pytest.skip("the course refuses it")
+    x = to_float(read_image(tmp_path / "photo.png", SIDE, grey)[0][None])
     detector = score.Detector(path)
     found = detector(detector.read(tmp_path / "photo.png"))
-    assert found.score == pytest.approx(model.anomaly_score(x).item(), rel=1e-3)
+    step = 2 / 255  # resizing may round a pixel otherwise, and this score compares two single pixels
+    assert found.score == pytest.approx(model.anomaly_score(x).item(), abs=1e-5 if size == (64, 64) else 2 * step)
     assert found.anomalous == (found.score > 1.2)
     longest = max(size)
     assert found.map.shape == tuple(int(side * SIDE / longest + 0.5) for side in size[::-1])
     top, left = ((SIDE - side) // 2 for side in found.map.shape)
     inside = model.anomaly_map(x)[0, top : top + found.map.shape[0], left : left + found.map.shape[1]]
-    np.testing.assert_allclose(found.map, inside, atol=0.02)  # one step of 255 in a pixel
+    np.testing.assert_allclose(found.map, inside, atol=2 * step)
 
 
 @pytest.mark.parametrize(
@@ -86,7 +85,7 @@ def test_the_models_of_other_notebooks_export_too(tmp_path, name):
     found = evaluate(model, data)
     path = export(model, found, some.images, tmp_path / "detector.onnx")
     note = score.Detector(path).note
-    assert note["model"] == type(model).__name__ and float(note["threshold"]) == found.threshold
+    assert note["model"] == type(model).__name__ and float(note["threshold"]) == pytest.approx(found.threshold)
     assert note["n_calibration"] == str(found.n_calibration)
 
 
@@ -137,8 +136,9 @@ def test_a_table_and_pictures_are_written(toy, photos, tmp_path):
     assert lines[0] == "file,verdict,score,threshold" and len(lines) == 4
     assert [line.split(",")[1] for line in lines[1:]] == ["normal", "normal", "ANOMALOUS"]
     pictures = sorted(maps.iterdir())
-    assert [Image.open(one).size for one in pictures] == [(80, 60)] * 3
-    plain, marked = np.asarray(Image.open(pictures[0])), np.asarray(Image.open(pictures[2])).astype(int)
+    pixels = [open_photo(one)[0] for one in pictures]
+    assert [one.size for one in pixels] == [(80, 60)] * 3
+    plain, _, marked = (np.asarray(one).astype(int) for one in pixels)
     assert (plain == plain[0, 0]).all(), "nothing is red on a normal one"
     assert (marked[..., 0] - marked[..., 2]).max() > 50, "something is red"
 

@@ -17,7 +17,6 @@ from tests.toy import ROOT, make_run
 
 BOOK = page("07_your_parts")
 SETTINGS = {"backbone": BOOK["LITE0"], "size": 64, "border": 32, "place": "no", "memory": 60, "share": 0.01, "seed": 0}
-pytestmark = pytest.mark.usefixtures("no_figures")
 
 
 class FixedPlaces(BOOK["PatchMemory"]):

@@ -62,8 +62,8 @@ def definitions(path: Path, **given) -> dict:
     """Imports, functions, classes and CONSTANTS of a notebook, executed with the names ``given``: its very models."""
     scope: dict = {"__name__": path.stem} | given
     for node in ast.parse(source(path)).body:
-        names = node.targets if isinstance(node, ast.Assign) else []
-        constant = bool(names) and all(isinstance(name, ast.Name) and name.id.isupper() for name in names)
+        names = getattr(node, "targets", [getattr(node, "target", None)])  # of = and of +=
+        constant = all(isinstance(name, ast.Name) and name.id.isupper() for name in names)
         constant = constant and not any(isinstance(part, (ast.Call, ast.Attribute)) for part in ast.walk(node.value))
         if constant or isinstance(node, (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef)):
             with suppress(NameError):  # what needs a setting belongs to the run of the notebook, not to its model

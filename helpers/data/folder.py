@@ -25,7 +25,7 @@ class Folder(OneClassData):
         Without one, as many good images as are held out make a stress card.
     held_out: share kept for the threshold, in [0, 0.4], and once more with painted defects, to watch; 0 keeps none,
         for models that leave one image out at a time, and there is then no stress card.
-    max_images: at most so many images of each label in each split.
+    max_images: at most so many images of each label in each split.  resampling: as for ``read_image``.
     """
 
     def __init__(
@@ -41,10 +41,11 @@ class Folder(OneClassData):
         held_out: float = 0.2,
         images_per_epoch: int | None = None,
         max_images: int | None = None,
+        resampling: str = "bicubic",
     ):
         require((0 <= held_out <= 0.4, f"held_out, the share kept for the threshold, is in [0, 0.4]: got {held_out}"))
         super().__init__(run.device, batch_size, 0, seed, augment, images_per_epoch)
-        good = _different_images(Path(path), size, grey)
+        good = _different_images(Path(path), size, grey, resampling)
         parts = [part for part in Path(path).resolve().parts if part.lower() not in (*NORMAL_NAMES, "train", "images")]
         self.dataset, self.subset = parts[-1], f"{len(good)} good images"
         good = good[torch.randperm(len(good), generator=torch.Generator().manual_seed(seed))]
@@ -53,14 +54,14 @@ class Folder(OneClassData):
         if test is None and not held_out:
             self.test, names, self.tested_on = good_and_painted(good[:0]), CARD[:1], "nothing"
         elif test is None:
-            other = read_images(list_images(sample("keycaps") / "F12"), size, grey)
+            other = read_images(list_images(sample("keycaps") / "F12"), size, grey, resampling)
             self.test, rest = stress_card(rest[:kept][:max_images], other, seed), rest[kept:]
             names, self.tested_on = CARD, "stress card"
         else:
             paths, defect_type, names = list_types(Path(test))
             label, (mask, has_mask) = (defect_type > 0).long(), read_masks(Path(test).resolve().parent, paths, size)
             masks = (mask, has_mask | (label == 0)) if has_mask.any() else (None, None)
-            self.test = Split(read_images(paths, size, grey), label, defect_type, *masks)
+            self.test = Split(read_images(paths, size, grey, resampling), label, defect_type, *masks)
             self.test = self.test if max_images is None else self.test.first_of_each(max_images)
             self.tested_on = ", ".join(names[1:])
         if max_images is not None and max_images < len(rest):
@@ -82,10 +83,10 @@ def stress_card(golden: Tensor, other: Tensor, seed: int = 0) -> Split:
     return Split(images, (row > 0).long(), row)
 
 
-def _different_images(folder: Path, size: int, grey: bool) -> Tensor:
+def _different_images(folder: Path, size: int, grey: bool, resampling: str) -> Tensor:
     """The images of a folder, each once.  Raises DataError if they are too few."""
     paths = list_images(folder, nested=True)
-    images = read_images(paths, size, grey)
+    images = read_images(paths, size, grey, resampling)
     for path, image in zip(paths, images, strict=True):
         if image.flatten(1).amax(1).equal(image.flatten(1).amin(1)):
             raise DataError(f"{path} shows one flat colour, as a failed exposure does: remove it")

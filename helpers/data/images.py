@@ -45,17 +45,20 @@ def list_types(folder: Path, max_images: int | None = None) -> tuple[list[Path],
     return sum(files, []), defect_type, tuple(names)
 
 
-def read_image(path: Path, size: int | None = None, grey: bool = False) -> tuple[Tensor, str]:
+def read_image(
+    path: Path, size: int | None = None, grey: bool = False, resampling: str = "bicubic"
+) -> tuple[Tensor, str]:
     """One image file as (C, H, W) uint8, one channel if ``grey``, else three; and the mode it was stored in.
 
     size: height and width after resizing; None keeps them.  An image that is no square keeps its proportions: its
     longer side becomes ``size``, and its edge is repeated to both sides of the shorter one.
+    resampling: a name of Pillow's; "bicubic" is what ``helpers.export`` writes into a detector's file.
     Raises DataError for damage, for more than 8 bits a channel, and for a side below 8 pixels or ``size`` / 4.
     """
     image, stored = open_photo(path, "L" if grey else "RGB")
     if min(image.size) < max(8, (size or 0) / 4):
         raise DataError(f"{path} has {image.size} pixels: take a larger picture, or choose a smaller size")
-    return pil_to_tensor(_square(image, size, Image.Resampling.BICUBIC, "edge")), stored
+    return pil_to_tensor(_square(image, size, Image.Resampling[resampling.upper()], "edge")), stored
 
 
 def read_mask(path: Path, size: int) -> Tensor:
@@ -87,15 +90,15 @@ def _square(image: Image.Image, size: int | None, how: Image.Resampling, filling
     return pad(image, [left, top, size - left - image.width, size - top - image.height], padding_mode=filling)
 
 
-def read_images(paths: Sequence[Path], size: int, grey: bool = False) -> Tensor:
+def read_images(paths: Sequence[Path], size: int, grey: bool = False, resampling: str = "bicubic") -> Tensor:
     """(N, C, size, size) uint8 images, decoded in parallel; the last are kept in memory until a file changes."""
-    return _decoded(tuple((path, path.stat().st_mtime_ns) for path in paths), size, grey).clone()
+    return _decoded(tuple((path, path.stat().st_mtime_ns) for path in paths), size, grey, resampling).clone()
 
 
 @functools.lru_cache(maxsize=8)
-def _decoded(files: tuple[tuple[Path, int], ...], size: int, grey: bool) -> Tensor:
+def _decoded(files: tuple[tuple[Path, int], ...], size: int, grey: bool, resampling: str) -> Tensor:
     with ThreadPoolExecutor() as pool:  # Pillow decodes outside of Python's lock
-        results = pool.map(lambda file: read_image(file[0], size, grey), files)
+        results = pool.map(lambda file: read_image(file[0], size, grey, resampling), files)
         images, modes = zip(*tqdm(results, "decoding images", len(files), leave=False, delay=2), strict=True)
     if len(set(modes)) > 1:
         mixed = ", ".join(f"{count} {mode}" for mode, count in Counter(modes).items())

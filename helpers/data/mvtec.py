@@ -33,7 +33,7 @@ class MVTec(OneClassData):
     dataset: the name of a category, or the path of a folder.
     held_out: share of the good images kept for thresholds, some of them once more with ``PAINTED`` defects, to watch;
         0 keeps none, for models that leave one image out at a time.
-    max_images: at most so many images of each defect type in each split.
+    max_images: at most so many images of each defect type in each split.  resampling: as for ``read_image``.
     """
 
     def __init__(
@@ -48,6 +48,7 @@ class MVTec(OneClassData):
         augment: Augment | None = None,
         held_out: float = 0.1,
         max_images: int | None = None,
+        resampling: str = "bicubic",
     ):
         require(
             (0 <= held_out < 1, f"held_out, the share of good images kept for thresholds, is in [0, 1): {held_out}")
@@ -55,7 +56,7 @@ class MVTec(OneClassData):
         super().__init__(run.device, batch_size, 0, seed, augment, images_per_epoch)
         root, embedded = mvtec_root(run, dataset)
         paths = list_images(root / "train" / "good")
-        images = read_images(paths[:max_images], size, grey)
+        images = read_images(paths[:max_images], size, grey, resampling)
         tests, defect_type, types = list_types(root / "test", max_images)
         self.dataset, self.defect_types = root.resolve().name, tuple(dict.fromkeys((*types, *PAINTED)))
         of = f"of {COMPLETE[self.dataset]} " if COMPLETE.get(self.dataset, 0) > len(paths) else ""
@@ -67,7 +68,7 @@ class MVTec(OneClassData):
         self.train = good_and_painted(images[kept:])
         self.validation = good_and_painted(images[:kept], self._painted(images[:kept]))
         label, (mask, has_mask) = (defect_type > 0).long(), read_masks(root, tests, size)
-        self.test = Split(read_images(tests, size, grey), label, defect_type, mask, has_mask | (label == 0))
+        self.test = Split(read_images(tests, size, grey, resampling), label, defect_type, mask, has_mask | (label == 0))
         if missing := int((~self.test.has_mask).sum()):
             say_once(f"{show_path(root)}: {missing} defective test images have no mask and count for no pixel metrics")
 

@@ -115,7 +115,7 @@ def test_a_black_frame_is_refused_by_name(make, parts):
 
 
 def test_bad_input_gives_one_clear_message(make, parts, tmp_path):
-    with pytest.raises(ValueError, match=r"held_out, .* in \(0, 0.4\]: got 0.5"):
+    with pytest.raises(ValueError, match=r"held_out, .* in \[0, 0.4\]: got 0.5"):
         make(parts, held_out=0.5)
     with pytest.raises(DataError, match="needs a sub-folder named good"):
         make(parts, test=tmp_path / "nowhere")

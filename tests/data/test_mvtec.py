@@ -91,7 +91,7 @@ def test_a_type_that_is_painted_and_tested_has_one_number(read, category):
 def test_painting_stops_at_a_few_images_and_one_image_is_always_left(read):
     assert read(held_out=0.75).counts()["validation"] == {"normal": 15, "anomalous": 40}
     assert read(held_out=0.01).counts()["validation"]["normal"] == 1
-    with pytest.raises(ValueError, match=r"in \(0, 1\): 1"):
+    with pytest.raises(ValueError, match=r"in \[0, 1\): 1"):
         read(held_out=1)
 
 
