@@ -28,6 +28,9 @@ NUTS = {"size": 256, "loss": "l2", "background": 15.0, "smooth": 2.0, "aligned":
 SPHERE = {"network": "large", "size": 32, "grey": True, "objective": "one-class", "nu": 0.25, "warm_up": 0.5}
 SPHERE |= {"false_alarms": 0.01, "views": 2, "weight_decay": 1e-6, "weight_whole": 10.0}
 CODES = {"size": 32, "channels": 1, "ngf": 4, "nz": 6, "score": "whitened", "views": 1, "weight_contextual": 50.0}
+PAINTED = {"size": 64, "window": 32, "widths": "4 8", "corruption": "defects", "heads": "both", "clean": 0.25}
+PAINTED |= {"strokes": 0.4, "moved": 0.25, "on_object": True, "smallest": 0.02, "largest": 0.1, "faintest": 0.2}
+PAINTED |= {"mark_positive": 3.0, "share": 0.01, "frozen_from": 0.4}
 MODELS = {  # name: page, class, settings
     "baseline GAN": ("01_baseline_gan", "BaselineGAN", GAN),
     "DCGAN": ("02_dcgan", "DCGAN", DECODED),
@@ -38,6 +41,8 @@ MODELS = {  # name: page, class, settings
     "soft boundary": ("04_deep_svdd", "DeepSVDD", SPHERE | {"objective": "soft-boundary"}),
     "spheres": ("04_deep_svdd", "Spheres", SPHERE),
     "GANomaly": ("05_ganomaly", "GANomaly", CODES),
+    "denoising autoencoder": ("06_denoising_autoencoder", "DenoisingAutoencoder", PAINTED),
+    "denoising, repairs only": ("06_denoising_autoencoder", "DenoisingAutoencoder", PAINTED | {"heads": "restore"}),
 }
 
 
@@ -45,8 +50,9 @@ MODELS = {  # name: page, class, settings
 def make_data(name: str):
     """Three batches an epoch of the embedded samples (two of the large images), for the models of one notebook."""
     run, augment = make_run(ROOT / "nowhere", name), Augment(flip=0.5, degrees=10, noise=0.1)
-    if name.startswith("03"):
-        return MVTec(run, batch_size=2, images_per_epoch=4, augment=augment, max_images=4)
+    if name.startswith(("03", "06")):
+        sizes = {"size": 64, "batch_size": 4, "images_per_epoch": 12} if name.startswith("06") else {}
+        return MVTec(run, augment=augment, **{"batch_size": 2, "images_per_epoch": 4, "max_images": 4} | sizes)
     if name.startswith("04"):
         sizes = {"size": 32, "grey": True, "batch_size": 4, "images_per_epoch": 12, "max_images": 8}
         return Folder(run, sample("keycaps") / "F8", augment=augment, **sizes)

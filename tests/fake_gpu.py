@@ -50,7 +50,10 @@ def whole_way(name, gpu, change):
     book, _, settings = MODELS[name]
     side = settings.get("size", 28)
     with FakeTensorMode(allow_non_fake_inputs=True), Watch():
-        images, zeros = torch.zeros(4, 3 if book.startswith("03") else 1, side, side, dtype=torch.uint8), torch.zeros(4)
+        images, zeros = (
+            torch.zeros(4, 3 if book.startswith(("03", "06")) else 1, side, side, dtype=torch.uint8),
+            torch.zeros(4),
+        )
         data = type("Data", (), {"train": Split(images, zeros, zeros)})
         model = make_model(name, data, lambda part: move(part, gpu))
         change(model)

@@ -93,7 +93,7 @@ def shrink(data: dict) -> None:
     """Store a large figure, one full of photographs, as JPEG where that is smaller."""
     if len(png := data.get("image/png", "")) > LARGE:
         buffer = io.BytesIO()
-        Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB").save(buffer, "JPEG", quality=88)
+        Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB").save(buffer, "JPEG", quality=80, optimize=True)
         jpeg = base64.b64encode(buffer.getvalue()).decode()
         if len(jpeg) < len(png):
             data["image/jpeg"] = jpeg

@@ -1,0 +1,181 @@
+"""The painter of notebook 6: what it marks, what it leaves alone, and what it refuses."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from helpers.data.batches import to_float
+from tests.book import PAINTED, make_data, page
+
+BOOK = page("06_denoising_autoencoder")
+SETTINGS = {"size": 64, "window": 64} | {name: PAINTED[name] for name in PAINTED if name not in ("size", "window")}
+
+
+def disc(count=16, side=64, colour=(0.4, -0.2, -0.6), radius=0.35):
+    """(N, 3, side, side): a plain disc on a dark ground, with a little noise; and where it is."""
+    place = torch.linspace(-1, 1, side)
+    inside = (place.square() + place[:, None].square()).sqrt() < 2 * radius
+    x = torch.where(inside, torch.tensor(colour)[:, None, None], torch.tensor(-0.8)).repeat(count, 1, 1, 1)
+    return x + 0.01 * torch.randn_like(x), inside
+
+
+def painted(**changes):
+    x, inside = disc()
+    s = SimpleNamespace(**SETTINGS | changes)
+    return x, inside, *BOOK["defects"](x, BOOK["paintable"](x, s), s)
+
+
+def test_the_object_is_found_and_nothing_else():
+    x, inside = disc()
+    region = BOOK["object_region"](x)[:, 0]
+    assert (region == inside).float().mean() > 0.93  # in tiles of 8 pixels
+    assert not BOOK["object_region"](torch.zeros(2, 3, 64, 64)).any()
+
+
+def test_defects_are_on_the_object_and_the_mask_is_what_changed():
+    x, inside, damaged, mask = painted(moved=0.0, clean=0.0)
+    region, change = BOOK["object_region"](x), (damaged - x).abs().amax(1, keepdim=True)
+    assert not (change > 0)[~region].any(), "outside of the object nothing changes"
+    assert set(mask.unique().tolist()) == {0, 1} and mask.shape == (16, 1, 64, 64)
+    assert (change[mask == 1] > 0.02).float().mean() > 0.9, "what is marked is changed"
+    assert not (mask[change > 0.3] == 0).float().mean() > 0.2, "what is changed much is marked"
+    assert mask.flatten(1).any(1).float().mean() > 0.7
+
+
+@pytest.mark.parametrize(
+    ("clean", "moved", "untouched"), [(0.25, 0.0, 4), (0.5, 0.25, 8), (1.0, 0.0, 15), (0.0, 0.5, 0)]
+)
+def test_a_share_of_the_batch_stays_clean(clean, moved, untouched):
+    x, _, damaged, mask = painted(clean=clean, moved=moved)
+    same = (damaged == x).flatten(1).all(1)
+    assert same[:untouched].all() and not mask[:untouched].any()
+    assert (~same[untouched:]).float().mean() > 0.6
+
+
+def test_anywhere_is_painted_where_no_object_is_asked_for():
+    x = torch.zeros(16, 3, 64, 64)
+    s = SimpleNamespace(**SETTINGS | {"on_object": False, "clean": 0.0, "moved": 0.0})
+    _, mask = BOOK["defects"](x, BOOK["paintable"](x, s), s)
+    assert mask.flatten(1).any(1).float().mean() > 0.4  # another blank image, or its own pieces, change nothing
+
+
+def test_faint_is_faint_and_opaque_is_opaque():
+    largest = {}
+    for faintest in (0.01, 1.0):
+        torch.manual_seed(0)
+        x, _, damaged, _ = painted(faintest=faintest, clean=0.0, moved=0.0)
+        largest[faintest] = (damaged - x).abs().flatten(1).amax(1).mean()
+    assert largest[0.01] < 0.8 * largest[1.0]
+
+
+def test_strokes_are_thin_and_blobs_are_as_large_as_asked():
+    region, s = torch.ones(64, 1, 128, 128, dtype=torch.bool), SimpleNamespace(**SETTINGS | {"size": 256})
+    lines = (BOOK["strokes"](region, s) > 0.5).float().sum((1, 2, 3))
+    assert lines.max() < 7 * 0.3 * 256, "at most 6 pixels wide"
+    small = (
+        (BOOK["blobs"](region, SimpleNamespace(**vars(s) | {"smallest": 0.01, "largest": 0.02})) > 0.5)
+        .float()
+        .sum((1, 2, 3))
+    )
+    large = (
+        (BOOK["blobs"](region, SimpleNamespace(**vars(s) | {"smallest": 0.1, "largest": 0.12})) > 0.5)
+        .float()
+        .sum((1, 2, 3))
+    )
+    assert small.median() < 80 < 800 < large.median()
+
+
+def test_grey_images_get_grey_defects():
+    x, _ = disc(colour=(0.3, 0.3, 0.3))
+    x = x.mean(1, keepdim=True).expand(-1, 3, -1, -1)
+    s = SimpleNamespace(**SETTINGS | {"clean": 0.0, "moved": 0.0})
+    damaged, _ = BOOK["defects"](x, BOOK["paintable"](x, s), s)
+    assert (damaged != x).any() and torch.allclose(damaged[:, :1], damaged[:, 1:2], atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["none", "gaussian", "coarse", "stains", "defects"])
+def test_every_corruption_gives_images_and_masks(name):
+    x, _ = disc(4)
+    s = SimpleNamespace(**SETTINGS)
+    damaged, mask = BOOK["CORRUPTIONS"][name](x, BOOK["paintable"](x, s), s)
+    assert damaged.shape == x.shape and mask.shape == (4, 1, 64, 64) and damaged.isfinite().all()
+    assert torch.equal(damaged, x) == (name == "none") == (not mask.any())
+
+
+def test_a_window_is_the_same_part_of_images_and_regions():
+    x, inside = disc(4)
+    part, region = BOOK["window"](x, inside.expand(4, 1, -1, -1), 32)
+    assert part.shape[-2:] == region.shape[-2:] == (32, 32)
+    assert ((part[:, :1] > -0.5) == region).float().mean() > 0.95
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"faintest": 0.0}, "above 0 and at most 1"),
+        ({"faintest": 1.2}, "above 0 and at most 1"),
+        ({"faintest": float("nan")}, "above 0 and at most 1"),
+        ({"clean": -0.1}, "clean is a share"),
+        ({"strokes": 1.5}, "strokes is a share"),
+        ({"clean": 0.7, "moved": 0.5}, "together at most 1"),
+        ({"smallest": 0.0}, "smallest is above 0"),
+        ({"smallest": 0.2, "largest": 0.1}, "smallest is above 0"),
+        ({"largest": 0.5}, "larger than an object: at most 0.*, or set on_object to False"),
+        ({"corruption": "rust"}, "corruption is one of none, .*: got 'rust'"),
+        ({"heads": "all"}, "heads is both, restore or mark"),
+        ({"window": 128}, "window is at most size, 64 pixels: got 128"),
+        ({"window": 20}, "multiples of 8"),
+    ],
+)
+def test_settings_that_cannot_be_painted_get_one_sentence(changes, words):
+    images = make_data("06_denoising_autoencoder").train.images
+    BOOK["check_settings"](images, SETTINGS)
+    with pytest.raises(ValueError, match=words) as caught:
+        BOOK["check_settings"](images, SETTINGS | changes)
+    assert "\n" not in str(caught.value)
+
+
+def test_images_without_an_object_are_named():
+    images = make_data("06_denoising_autoencoder").train.images.clone()
+    images[1] = 100
+    with pytest.raises(ValueError, match=r"training images 1 \(1 in all\): set on_object to False"):
+        BOOK["check_settings"](images, SETTINGS)
+    BOOK["check_settings"](images, SETTINGS | {"on_object": False})
+    BOOK["check_settings"](images, SETTINGS | {"corruption": "stains"})
+
+
+def test_the_map_of_a_network_that_only_repairs_is_its_error():
+    model = BOOK["DenoisingAutoencoder"](SETTINGS | {"heads": "restore", "epochs": 1, "lr": 1e-3}).eval()
+    x = torch.rand(2, 3, 64, 64) * 2 - 1
+    with torch.no_grad():
+        error = (x - model.reconstruct(x)).abs().mean(1)
+        heat = model.anomaly_map(x)
+    assert heat[0, 20, 30] == pytest.approx(error[0, 18:23, 28:33].mean().item(), rel=1e-4)
+    assert torch.allclose(BOOK["top_share"](heat, 1.0), heat.mean((1, 2)))
+
+
+def test_a_damaged_pixel_counts_three_times_but_a_large_region_no_more_than_a_small_one():
+    mask = torch.zeros(3, 1, 10, 10)
+    mask[1, 0, :1, :4], mask[2, 0, :5] = 1, 1
+    weight = BOOK["pixel_weights"](mask, 3.0)
+    assert (weight[mask == 0] == 1).all() and weight[1, 0, 0, 0] == 3
+    assert (weight * mask)[2].sum() == pytest.approx(3 * 0.05 * 100)
+
+
+def test_the_target_is_the_good_image_and_the_weighted_mask():
+    data = make_data("06_denoising_autoencoder")
+    model = BOOK["DenoisingAutoencoder"](SETTINGS | {"window": 32, "epochs": 1, "lr": 1e-3}).train()
+    normal, seen = to_float(data.train.images[:4]), {}
+    forward = model.forward
+    model.forward = lambda x: seen.setdefault("out", forward(x))
+    torch.manual_seed(3)
+    total = model.training_step((normal, None), 0)
+    torch.manual_seed(3)
+    part, region = BOOK["window"](normal, BOOK["paintable"](normal, model.hparams), 32)
+    _, mask = BOOK["defects"](part, region, model.hparams)
+    repaired, logit = seen["out"]
+    each = torch.nn.functional.binary_cross_entropy_with_logits(logit, mask, reduction="none")
+    expected = (part - repaired).abs().mean() + (each * BOOK["pixel_weights"](mask, 3.0)).mean()
+    assert total.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert mask.any()
