@@ -67,6 +67,12 @@ class AnomalyModel(pl.LightningModule):
         self.history = checkpoint.get("history", {})
 
 
+def top_share(maps: Tensor, share: float) -> Tensor:
+    """(N,) mean of the largest ``share``, in (0, 1], of each map (N, H, W): a defect is small; at least one value."""
+    flat = maps.flatten(1)
+    return flat.topk(max(1, round(share * flat.shape[1]))).values.mean(1)
+
+
 def score_images(model: AnomalyModel, split: Split) -> np.ndarray:
     """(N,) float64 anomaly scores of a split."""
     return predict(model, model.anomaly_score, split).double().numpy()

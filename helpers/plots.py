@@ -113,19 +113,18 @@ def score_histogram(scores, title: str = "") -> Figure:
     """Scores of normal and anomalous test images, and the threshold from held-out normal images."""
     score, label, limit = np.asarray(scores.score), np.asarray(scores.label), scores.threshold
     shown = np.minimum(score, np.quantile(score, 0.995))  # a far outlier would squeeze the rest
-    edges, text = np.histogram_bin_edges(shown, 60), f" threshold {limit:.3g}"
+    edges = np.histogram_bin_edges(shown, 60)
     figure, ((axis,),) = canvas(3.2)
     for value, name, flagged, colour in [
         (0, "normal", "false alarms", NORMAL),
         (1, "anomalous", "detected", ANOMALOUS),
     ]:
-        some, count = label == value, (label == value).sum()
-        axis.hist(shown[some], edges, density=True, alpha=0.6, color=colour, label=f"{name} ({count:,} test images)")
-        text += f"\n {flagged}: {(score[some] > limit).sum():,} of {count:,}"
-    axis.axvline(limit, color=INK, linestyle="--")
-    axis.annotate(text, (limit, 0.97), xycoords=("data", "axes fraction"), va="top", fontsize=9)
+        some = label == value
+        text = f"{name} ({some.sum():,} test images), {flagged}: {(score[some] > limit).sum():,} of {some.sum():,}"
+        axis.hist(shown[some], edges, density=True, alpha=0.6, color=colour, label=text)
+    axis.axvline(limit, color=INK, linestyle="--", label=f"threshold {limit:.3g}")
     axis.set(xlabel="anomaly score", ylabel="density", title=title or scores.title)
-    axis.legend(loc="upper right")
+    axis.legend(loc="best")
     return figure
 
 
