@@ -24,6 +24,7 @@ from helpers import plots, runtime  # noqa: E402
 from helpers.data.batches import Augment, to_float, to_uint8  # noqa: E402
 from helpers.data.fashion_mnist import FashionMNISTOneClass  # noqa: E402
 from helpers.data.mvtec import MVTec  # noqa: E402
+from helpers.data.sound import Recordings  # noqa: E402
 from helpers.models import predict, score_images  # noqa: E402
 from helpers.training import fit  # noqa: E402
 from tools.notebooks import definitions  # noqa: E402
@@ -38,6 +39,7 @@ MODELS = (
     ("04_deep_svdd", "DeepSVDD", NUTS | {"soft": False}, 3),
     ("05_ganomaly", "GANomaly", {"epochs": 1, "images_per_epoch": 2560}, 3),
     ("06_denoising_autoencoder", "DenoisingAutoencoder", NUTS | {"images_per_epoch": 240}, 3),
+    ("08_machine_sound", "SoundAutoencoder", {"epochs": 10}, 5),
 )
 
 
@@ -45,6 +47,8 @@ def make_data(run: runtime.Run, settings: dict):
     """The notebook's data at its own size."""
     names = ("batch_size", "size", "images_per_epoch")
     sizes = {name: settings[name] for name in names if name in settings}
+    if "seconds" in settings:
+        return Recordings(run, **sizes)
     if "degrees" not in settings:
         gamma = settings.get("anomaly_fraction", 0.0)
         return FashionMNISTOneClass(run, normal_class="T-shirt/top", anomaly_fraction=gamma, **sizes)

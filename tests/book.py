@@ -10,6 +10,7 @@ from helpers.data.fashion_mnist import FashionMNISTOneClass
 from helpers.data.folder import Folder
 from helpers.data.mvtec import MVTec
 from helpers.data.samples import sample
+from helpers.data.sound import Recordings
 from tests.toy import ROOT, make_run
 from tools.notebooks import definitions
 
@@ -31,6 +32,8 @@ CODES = {"size": 32, "channels": 1, "ngf": 4, "nz": 6, "score": "whitened", "vie
 PAINTED = {"size": 64, "window": 32, "widths": "4 8", "corruption": "defects", "heads": "both", "clean": 0.25}
 PAINTED |= {"strokes": 0.4, "moved": 0.25, "on_object": True, "smallest": 0.02, "largest": 0.1, "faintest": 0.2}
 PAINTED |= {"mark_positive": 3.0, "share": 0.01, "frozen_from": 0.4}
+SOUND = {"size": 128, "frames": 5, "width": 8, "latent": 3, "windows": 4, "score": "bands", "corruption": "noise"}
+SOUND |= {"noise": 0.5}
 MODELS = {  # name: page, class, settings
     "baseline GAN": ("01_baseline_gan", "BaselineGAN", GAN),
     "DCGAN": ("02_dcgan", "DCGAN", DECODED),
@@ -43,6 +46,8 @@ MODELS = {  # name: page, class, settings
     "GANomaly": ("05_ganomaly", "GANomaly", CODES),
     "denoising autoencoder": ("06_denoising_autoencoder", "DenoisingAutoencoder", PAINTED),
     "denoising, repairs only": ("06_denoising_autoencoder", "DenoisingAutoencoder", PAINTED | {"heads": "restore"}),
+    "sound autoencoder": ("08_machine_sound", "SoundAutoencoder", SOUND),
+    "sound autoencoder, events only": ("08_machine_sound", "SoundAutoencoder", SOUND | {"corruption": "events"}),
 }
 
 
@@ -53,6 +58,9 @@ def make_data(name: str):
     if name.startswith(("03", "06")):
         sizes = {"size": 64, "batch_size": 4, "images_per_epoch": 12} if name.startswith("06") else {}
         return MVTec(run, augment=augment, **{"batch_size": 2, "images_per_epoch": 4, "max_images": 4} | sizes)
+    if name.startswith("08"):
+        sizes = {"folds": 3, "seconds": 2.0, "batch_size": 2, "images_per_epoch": 6, "max_clips": 6}
+        return Recordings(run, faults=page(name)["FAULTS"], **sizes)
     if name.startswith("04"):
         sizes = {"size": 32, "grey": True, "batch_size": 4, "images_per_epoch": 12, "max_images": 8}
         return Folder(run, sample("keycaps") / "F8", augment=augment, **sizes)

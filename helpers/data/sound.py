@@ -1,0 +1,169 @@
+"""Recordings of a machine as images: log-mel spectrograms, low notes at the bottom, time from left to right."""
+
+import functools
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import torch
+from scipy.signal import resample_poly
+from torch import Tensor
+
+from helpers.data.batches import Split, good_and_painted, require
+from helpers.data.one_class import OneClassData
+from helpers.data.photo import DataError
+from helpers.data.samples import SAMPLES, sample
+from helpers.runtime import Run, say_once, show_path
+
+ENDINGS = (".flac", ".ogg", ".wav")
+RATE, WINDOW, HOP, BANDS = 16_000, 1024, 512, 128  # samples a second; of DCASE's baseline, as the number of bands
+QUIET, LOUD = -110.0, -20.0  # decibels that become 0 and 255; a sine of full scale has 0 in its band
+MARKED = 3.0  # decibels by which a fault must change a place of the spectrogram to count as its mask
+FEWEST = 4  # normal recordings
+Fault = Callable[[np.ndarray, np.random.Generator], np.ndarray]  # a clip, (samples,), with a fault in it
+
+
+def read_clip(path: Path | str, seconds: float = 10.0) -> np.ndarray:
+    """The first channel of a recording, cut to ``seconds``, as (samples,) float32 in [-1, 1] at ``RATE``.
+
+    Raises DataError if it cannot be read, is too short, silent or clipped, or was sampled more slowly.
+    """
+    try:
+        sound, rate = soundfile.read(path, dtype="float32", always_2d=True)
+    except (soundfile.SoundFileError, OSError) as error:
+        raise DataError(f"{path} cannot be read as a recording: {error}") from error
+    if rate < RATE:
+        raise DataError(f"{path} has {rate:,} samples a second: {RATE:,} are needed, its high notes are missing")
+    if len(sound) < seconds * rate:
+        raise DataError(f"{path} lasts {len(sound) / rate:.1f} s: at least {seconds:g} s are needed")
+    if sound.shape[1] > 1:
+        say_once(f"{show_path(Path(path).parent)}: recordings with several channels, the first is used")
+    sound = sound[: round(seconds * rate), 0]
+    loud = np.abs(sound)
+    if not np.isfinite(loud).all() or loud.max() < 1e-4:
+        raise DataError(f"{path} is silent: its largest value is {loud.max():.1g} of 1; check the microphone")
+    if (loud > 0.999).mean() > 1e-3:
+        raise DataError(f"{path} is clipped: {(loud > 0.999).mean():.1%} at full scale; record at a lower level")
+    return sound if rate == RATE else resample_poly(sound, RATE, rate).astype(np.float32)
+
+
+@functools.cache
+def mel_filters() -> Tensor:
+    """(``BANDS``, ``WINDOW`` / 2 + 1) weights of triangles that overlap by half, equally wide on the mel scale.
+
+    mel(f) = 2595 log10(1 + f / 700), up to half of ``RATE``; the weights of a band have the sum 1.
+    """
+    mels = np.linspace(0, 2595 * np.log10(1 + RATE / 2 / 700), BANDS + 2)
+    left, middle, right = (700 * (10 ** (mels[k : k + BANDS, None] / 2595) - 1) for k in range(3))
+    notes = np.linspace(0, RATE / 2, WINDOW // 2 + 1)
+    weights = np.minimum((notes - left) / (middle - left), (right - notes) / (right - middle)).clip(0)
+    return torch.from_numpy(weights / weights.sum(1, keepdims=True)).float()
+
+
+def band_notes() -> np.ndarray:
+    """(``BANDS``,) middle frequency of each band, in hertz, from the lowest to the highest."""
+    return 700 * (10 ** (np.linspace(0, np.log10(1 + RATE / 2 / 700), BANDS + 2)[1:-1]) - 1)
+
+
+def spectrogram(clip: np.ndarray) -> Tensor:
+    """A clip, (samples,), as a picture, (1, ``BANDS``, frames) uint8: decibels from ``QUIET`` to ``LOUD``."""
+    bell = torch.hann_window(WINDOW)
+    notes = torch.stft(torch.from_numpy(clip), WINDOW, HOP, window=bell, center=False, return_complex=True)
+    power = mel_filters() @ (notes.abs() / (0.5 * bell.sum())).square()
+    decibels = 10 * power.clamp_min(1e-12).log10()
+    return ((decibels - QUIET) / (LOUD - QUIET) * 255).round().clamp(0, 255).byte().flip(0)[None]
+
+
+def list_clips(folder: Path) -> tuple[list[Path], list[Path], list[Path]]:
+    """Normal recordings to learn from; normal ones to test, if these are kept apart; anomalous ones.
+
+    Layouts: MIMII's (``normal``, ``abnormal``), and DCASE's (``train``, ``test``, names that begin with ``normal_``
+    or ``anomaly_``).  Raises DataError for any other.
+    """
+    found = {path: path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*"))}
+    found = {path: name for path, name in found.items() if path.suffix.lower() in ENDINGS}
+    parts = [[path for path, name in found.items() if name.startswith(kinds)]
+             for kinds in (("normal/", "train/normal"), ("test/normal",), ("abnormal/", "test/anomaly"))]  # fmt: skip
+    if len(parts[0]) < FEWEST or not parts[2]:
+        raise DataError(
+            f"{folder} needs {FEWEST} normal recordings or more ({', '.join(ENDINGS)}), and some anomalous ones: "
+            f"in normal/ and abnormal/, or as train/normal_*, test/normal_* and test/anomaly_*; "
+            f"found {len(parts[0])} and {len(parts[2])}"
+        )
+    return parts[0], parts[1], parts[2]
+
+
+class Recordings(OneClassData):
+    """Spectrograms (N, 1, ``BANDS``, frames) of a folder of recordings, with every ``folds``-th normal one left out.
+
+    Those left out, from the ``fold``-th on, are tested with the anomalous ones (where no normal ones are kept apart
+    for the test), and make the validation split together with copies that have a fault in them.
+    dataset: a folder below the data folder or the samples, or a path; see ``list_clips``.
+    faults: {name: function}, for the validation split; what they change by more than 3 decibels is their mask.
+    folds: at most as many as there are normal recordings, which leaves out one at a time.
+    max_clips: at most so many of each kind.
+    """
+
+    normal_class = "good"
+
+    def __init__(
+        self,
+        run: Run,
+        dataset: str = "mimii_fan/fan/id_00",
+        faults: Mapping[str, Fault] | None = None,
+        fold: int = 0,
+        folds: int = 14,
+        seconds: float = 10.0,
+        batch_size: int = 8,
+        images_per_epoch: int | None = None,
+        seed: int = 0,
+        max_clips: int | None = None,
+    ):
+        super().__init__(run.device, batch_size, 0, seed, None, images_per_epoch)
+        known = [path for path in (run.data_dir / dataset, Path(dataset)) if path.is_dir()]
+        folder = known[0] if known and run.profile != "smoke" else sample(dataset)
+        self.seconds, (normal, tested, anomalous) = seconds, (part[:max_clips] for part in list_clips(folder))
+        self.folds = min(folds, len(normal))
+        require((0 <= fold < self.folds, f"fold is one of 0 to {self.folds - 1}: got {fold}"))
+        left_out = normal[fold :: self.folds]
+        self.files = {"train": [path for path in normal if path not in left_out]}
+        self.files |= {"validation": left_out, "test": [*(tested or left_out), *anomalous]}
+        self.defect_types, random = ("normal", "anomalous", *(faults or ())), np.random.default_rng([seed, fold])
+        self.train, held = (
+            good_and_painted(read_spectrograms(self.files[name], seconds)) for name in ("train", "validation")
+        )
+        faulty = [self._with_fault(path, image, fault, 2 + kind, random) for kind, fault in enumerate((faults or {}).values())
+                  for path, image in zip(left_out, held.images, strict=True)]  # fmt: skip
+        self.validation = good_and_painted(held.images, faulty)
+        label = (torch.arange(len(self.files["test"])) >= len(tested or left_out)).long()
+        self.test = Split(read_spectrograms(self.files["test"], seconds), label, label)
+        self.counted = {
+            "n_train": len(normal),
+            "n_test_normal": len(tested or normal),
+            "n_test_anomalous": len(anomalous),
+        }
+        part = "embedded part: " if SAMPLES in folder.parents else ""
+        self.dataset = " ".join(Path(dataset).parts[-2:])
+        self.subset = f"{part}{len(normal) + len(tested)} normal and {len(anomalous)} anomalous clips of {seconds:g} s"
+        self.tested_on = "clips kept apart" if tested else f"normal clips left out in {self.folds} folds"
+
+    def fields(self) -> dict:
+        """What defines the task: all folds together, in which each normal clip is tested once."""
+        return super().fields() | self.counted
+
+    def _with_fault(self, path: Path, image: Tensor, fault: Fault, kind: int, random: np.random.Generator) -> tuple:
+        """The spectrogram with a fault, the mask of what it changed, and the number of its kind."""
+        faulty = spectrogram(fault(read_clip(path, self.seconds), random).astype(np.float32))
+        steps = (faulty[0].float() - image[0].float()).abs()
+        return faulty, steps > MARKED * 255 / (LOUD - QUIET), kind
+
+
+def read_spectrograms(paths: list[Path], seconds: float) -> Tensor:
+    """(N, 1, ``BANDS``, frames) uint8 of some recordings; each is kept in memory until its file changes."""
+    return torch.stack([_spectrogram(path, path.stat().st_mtime_ns, seconds) for path in paths])
+
+
+@functools.lru_cache(maxsize=4096)
+def _spectrogram(path: Path, changed: int, seconds: float) -> Tensor:
+    return spectrogram(read_clip(path, seconds))
