@@ -116,7 +116,8 @@ class ReconstructionLogger(pl.Callback):
         self.display = Display(0.0) if show and in_notebook() else None
         fixed = data.validation.first_of_each(4 if data.validation.images.shape[-1] > 2 * FRAME_SIDE else 8)
         self.inputs, self.label = to_float(fixed.images, data.device), fixed.label
-        self.filmed = [*range(2), *range(int((fixed.label == 0).sum()), len(fixed))][:4]
+        normal = int((fixed.label == 0).sum())
+        self.filmed = [*range(min(2, normal)), *range(normal, len(fixed))][:4]
         self.frames, self.frame_batches = [], []  # of the film
 
     def state_dict(self) -> dict:

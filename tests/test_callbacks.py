@@ -84,6 +84,16 @@ def test_the_film_has_at_most_12_small_frames_evenly_spaced(total):
     assert watch.frames[0].shape == (4, 3, 64, 64)
 
 
+@pytest.mark.parametrize("normal, anomalous", [(1, 0), (3, 0), (1, 1), (3, 3)])
+def test_the_film_shows_at_most_two_images_of_each_kind(normal, anomalous):
+    data = Toy()
+    places = [torch.nonzero(data.validation.label == label)[:, 0] for label in (0, 1)]
+    data.validation = data.validation.subset(torch.cat([places[0][:normal], places[1][:anomalous]]))
+    watch = ReconstructionLogger(data, 100, show=False)
+    watch.film(torch.zeros(len(watch.inputs), 3, 64, 64, dtype=torch.uint8), 0, 10, last=False)
+    assert len(watch.frames[0]) == min(2, normal) + min(2, anomalous)
+
+
 # --- what it costs ----------------------------------------------------------------------------------------------------
 
 
