@@ -39,7 +39,7 @@ MODELS = (
     ("04_deep_svdd", "DeepSVDD", NUTS | {"soft": False}, 3),
     ("05_ganomaly", "GANomaly", {"epochs": 1, "images_per_epoch": 2560}, 3),
     ("06_denoising_autoencoder", "DenoisingAutoencoder", NUTS | {"images_per_epoch": 240}, 3),
-    ("08_machine_sound", "SoundAutoencoder", {"epochs": 10}, 5),
+    ("08_machine_sound", "SoundAutoencoder", {}, 3),
 )
 
 
