@@ -13,6 +13,7 @@ import re
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import nbformat
@@ -43,13 +44,21 @@ class Kernel(AsyncKernelManager):
 class Client(NotebookClient):
     """Jupyter's executor; it shows the cell at work and the notebook's own line of progress."""
 
+    line, working = Line(), {}  # shared: what each notebook at work says
+
     def tell(self, **where) -> None:
         self.where = where.get("cell_index", 0) + 1
         self.show("")
 
     def show(self, text: str) -> None:
-        head = f"{self.title}: cell {self.where} of {len(self.nb.cells)}, {clock(time.monotonic() - self.started)}"
-        self.line.show(f"{head}  {text}"[:150], last=False)
+        time_and_text = f"{clock(time.monotonic() - self.started)}  {text}"
+        self.working[self.title] = f"{self.title}: cell {self.where} of {len(self.nb.cells)}, {time_and_text}"
+        each = 150 // len(self.working)
+        self.line.show("  ".join(said[: each - 2].ljust(each - 2) for said in list(self.working.values())))
+
+    def close(self, text: str) -> None:
+        self.working.pop(self.title, None)
+        self.line.show(text.ljust(150), last=True)
 
     def process_message(self, msg, cell, cell_index):
         content = msg["content"]
@@ -68,7 +77,7 @@ def execute(path: Path, target: Path, train: bool = True) -> tuple[str, float]:
     client = Client(
         book, kernel_manager_class=Kernel, timeout=None, resources=folder, record_timing=False, store_widget_state=False
     )
-    client.title, client.line, client.where, client.started = path.stem, Line(), 0, time.monotonic()
+    client.title, client.where, client.started = path.stem, 0, time.monotonic()
     client.on_cell_start = client.tell
     failure = ""
     try:
@@ -83,9 +92,7 @@ def execute(path: Path, target: Path, train: bool = True) -> tuple[str, float]:
         for output in cell.get("outputs", []):
             shrink(output.get("data", {}))
     nbformat.write(book, target)
-    client.line.show(
-        f"{path.stem}: {'FAILED in ' + failure if failure else 'ok'}, {seconds:.0f} s".ljust(150), last=True
-    )
+    client.close(f"{path.stem}: {'FAILED in ' + failure if failure else 'ok'}, {seconds:.0f} s")
     return failure, seconds
 
 
@@ -109,16 +116,27 @@ def run(chosen: list[Path]) -> int:
         os.environ.setdefault("AD_LOGS_DIR", str(folder / "lightning_logs"))
     logs, begun = runtime.logs_dir(profile), time.time()
     print(f"profile {profile}; data: {runtime.show_path(runtime.data_dir())}, else the embedded samples")
-    outcome = {path.stem: execute(path, folder / path.name) for path in chosen}
+    with ThreadPoolExecutor(at_once(len(chosen))) as pool:
+        found = list(pool.map(lambda path: execute(path, folder / path.name), chosen))
+    outcome = {path.stem: result for path, result in zip(chosen, found, strict=True)}
     new = [path.parent for path in logs.glob("version_*/**/results.json") if path.stat().st_mtime >= begun - 1]
     print("\n" + (text := summary(results.load_results(logs), new)))
     (folder / "results.md").write_text(text + "\n", encoding="utf-8")
     failed = {name: why for name, (why, _) in outcome.items() if why}
     for name, why in failed.items():
         print(f"FAILED {name}, {why}; see {runtime.show_path(folder / name)}.ipynb")
-    print(f"\n{len(chosen) - len(failed)} of {len(chosen)} notebooks ok in {sum(s for _, s in outcome.values()):.0f} s; "
+    print(f"\n{len(chosen) - len(failed)} of {len(chosen)} notebooks ok in {time.time() - begun:.0f} s; "
           f"executed copies: {runtime.show_path(folder)}")  # fmt: skip
     return int(bool(failed))
+
+
+def at_once(notebooks: int) -> int:
+    """How many notebooks run together: on a CPU two, which share its cores; much of each start-up uses one core."""
+    cores = os.cpu_count() or 1
+    if notebooks < 2 or cores < 2 or runtime.best_device().type != "cpu":
+        return 1
+    os.environ.setdefault("OMP_NUM_THREADS", str(cores // 2))
+    return 2
 
 
 def summary(table: pd.DataFrame, folders: list[Path]) -> str:
