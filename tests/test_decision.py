@@ -24,7 +24,9 @@ def test_p_values_of_good_images_are_at_most_alpha_as_often_as_guaranteed():
     assert np.mean(shares) == pytest.approx(alpha, abs=0.005)  # 4 of 40 places: exact
 
 
-@pytest.mark.parametrize("wanted, n, rank", [(0.05, 19, 1), (0.05, 18, 0), (0.05, 600, 30), (0.1, 39, 4), (0.01, 99, 1)])
+@pytest.mark.parametrize(
+    "wanted, n, rank", [(0.05, 19, 1), (0.05, 18, 0), (0.05, 600, 30), (0.1, 39, 4), (0.01, 99, 1)]
+)
 def test_the_rank_of_a_threshold_promises_what_is_wanted(wanted, n, rank):
     assert BOOK["rank_for"](wanted, n) == rank and rank / (n + 1) <= wanted
 

@@ -70,11 +70,11 @@ def test_every_result_is_reported_beside_a_control(book):
 
 
 def test_the_address_stands_everywhere_and_one_command_changes_it(tmp_path, monkeypatch):
-    for name in ("notebooks", "README.md", "pyproject.toml"):
+    for name in ("notebooks", "README.md", "CITATION.cff", "pyproject.toml"):
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         copy(ROOT / name, tmp_path / name)
     monkeypatch.setattr(notebooks, "ROOT", tmp_path)
-    files = [*notebooks.notebooks(), tmp_path / "README.md"]
+    files = [*notebooks.notebooks(), tmp_path / "README.md", tmp_path / "CITATION.cff"]
     before = {path: path.read_text() for path in files}
     notebooks.refresh()
     assert before == {path: path.read_text() for path in files}, "make address"

@@ -11,6 +11,7 @@ from helpers.evaluation import evaluate
 from helpers.results import load_results, mean_std, read_results, read_scores, report, write_json
 from helpers.training import fit, load
 from tests.toy import ROOT, Toy, ToyModel, WithMap, make_run
+from tools import results as tables
 
 CONTROL = ("5 nearest neighbours on raw pixels", 0.75)
 
@@ -204,3 +205,11 @@ def test_every_committed_version_is_complete(capsys):
     for folder, stated in zip(committed["folder"], committed["auroc"], strict=True):
         assert read_scores(folder).auroc == pytest.approx(stated, abs=1e-4), folder
     assert (committed["profile"] == "full").all()
+
+
+# --- README.md and RESULTS.md -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name, write", [("RESULTS.md", tables.text), ("README.md", tables.readme)])
+def test_the_tables_are_those_of_the_committed_versions(name, write):
+    assert (ROOT / name).read_text(encoding="utf-8") == write(ROOT / "lightning_logs"), "python tools/results.py"

@@ -95,6 +95,9 @@ def refresh() -> None:
     text = BADGE.sub(lambda found: badge(found[1]), readme.read_text(encoding="utf-8"))
     text = re.sub(r"https://github\.com/\S+ && cd \S+", f"{address()} && cd {name}", text)
     readme.write_text(text, encoding="utf-8")
+    cited = ROOT / "CITATION.cff"
+    text = re.sub(r"(repository-code: ).*", rf'\1"{address()}"', cited.read_text(encoding="utf-8"))
+    cited.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

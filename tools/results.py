@@ -1,4 +1,4 @@
-"""Write RESULTS.md from the committed versions and docs/published.csv: python tools/results.py"""
+"""Write RESULTS.md, and the table in README.md, from the committed versions and docs/published.csv."""
 
 import re
 import sys
@@ -76,5 +76,37 @@ def text(logs: Path) -> str:
     return re.sub(r"\n{3,}", "\n\n", "\n\n".join([head, *parts])) + "\n"
 
 
+def overview(logs: Path) -> str:
+    """The README's table: of each task the best version, the best control on the same images, the best published."""
+    table, published = load_results(logs), pd.read_csv(ROOT / "docs" / "published.csv")
+    rows = []
+    for _, group in table[table["tested_on"] != "stress card"].groupby("task", sort=False):
+        best, control = group.loc[group["auroc_mean"].idxmax()], group.loc[group["control_auroc"].idxmax()]
+        title = f"{best['dataset']}, {best['normal_class']} normal" + (
+            ", labelled anomalies" if best["anomaly_fraction"] else ""
+        )
+        task = f"{best['normal_class']} {best['anomaly_fraction']}"
+        others = published[(published["dataset"] == best["dataset"]) & (published["task"] == task)].dropna(
+            subset="auroc"
+        )
+        other = others.loc[others["auroc"].idxmax()] if len(others) else None
+        values = [f"{best['auroc_mean']:.3f}", f"{control['control_auroc']:.3f}"]
+        bold = [f"**{value}**" if value == max(values) else value for value in values]
+        rows.append({
+            "task": f"{title} ({best['n_test_normal']:,} + {best['n_test_anomalous']:,} test images)",
+            "best here": f"{bold[0]} {best['model']}, notebook {int(best['notebook'][:2])}",
+            "best without a network": f"{bold[1]} {control['control'].removesuffix(', no network')}",
+            "published": "" if other is None else f"{other['auroc']:.3f} {other['method']}",
+        })  # fmt: skip
+    return markdown(rows, ("task", "best here", "best without a network", "published"))
+
+
+def readme(logs: Path) -> str:
+    """README.md with its table made anew."""
+    before, rest = (ROOT / "README.md").read_text(encoding="utf-8").split(f"{(mark := '<!-- results -->')}\n", 1)
+    return f"{before}{mark}\n{overview(logs)}\n{mark}{rest.split(mark, 1)[1]}"
+
+
 if __name__ == "__main__":
-    (ROOT / "RESULTS.md").write_text(text(ROOT / "lightning_logs"), encoding="utf-8")
+    for name, write in (("RESULTS.md", text), ("README.md", readme)):
+        (ROOT / name).write_text(write(ROOT / "lightning_logs"), encoding="utf-8")
