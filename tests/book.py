@@ -29,6 +29,8 @@ NUTS = {"size": 256, "loss": "l2", "background": 15.0, "smooth": 2.0, "aligned":
 SPHERE = {"network": "large", "size": 32, "grey": True, "objective": "one-class", "nu": 0.25, "warm_up": 0.5}
 SPHERE |= {"false_alarms": 0.01, "views": 2, "weight_decay": 1e-6, "weight_whole": 10.0}
 CODES = {"size": 32, "channels": 1, "ngf": 4, "nz": 6, "score": "whitened", "views": 1, "weight_contextual": 50.0}
+SEARCHED = {"size": 32, "channels": 1, "ngf": 4, "nz": 6, "steps": 4, "watch_steps": 2, "search_lr": 0.1, "restarts": 2}
+SEARCHED |= {"share": 0.1, "encoder_epochs": 3}
 PAINTED = {"size": 64, "window": 32, "widths": "4 8", "corruption": "defects", "heads": "both", "clean": 0.25}
 PAINTED |= {"strokes": 0.4, "moved": 0.25, "on_object": True, "smallest": 0.02, "largest": 0.1, "faintest": 0.2}
 PAINTED |= {"mark_positive": 3.0, "share": 0.01, "frozen_from": 0.4}
@@ -44,6 +46,8 @@ MODELS = {  # name: page, class, settings
     "soft boundary": ("04_deep_svdd", "DeepSVDD", SPHERE | {"objective": "soft-boundary"}),
     "spheres": ("04_deep_svdd", "Spheres", SPHERE),
     "GANomaly": ("05_ganomaly", "GANomaly", CODES),
+    "AnoGAN": ("05_ganomaly", "AnoGAN", SEARCHED),
+    "f-AnoGAN": ("05_ganomaly", "FAnoGAN", SEARCHED),
     "denoising autoencoder": ("06_denoising_autoencoder", "DenoisingAutoencoder", PAINTED),
     "denoising, repairs only": ("06_denoising_autoencoder", "DenoisingAutoencoder", PAINTED | {"heads": "restore"}),
     "sound autoencoder": ("08_machine_sound", "SoundAutoencoder", SOUND),

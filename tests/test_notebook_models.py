@@ -71,7 +71,7 @@ def test_nothing_meets_on_two_devices_and_no_step_waits_for_the_gpu():
         assert {fault: words in found[name][fault] for fault, words in faults.items()} == dict.fromkeys(faults, True)
 
 
-@pytest.mark.parametrize("name", ["baseline GAN", "DCGAN", "GANomaly"])
+@pytest.mark.parametrize("name", ["baseline GAN", "DCGAN", "GANomaly", "AnoGAN"])
 def test_each_adversarial_step_moves_only_its_own_side(name):
     data = make_data(MODELS[name][0])
     model, seen = make_model(name, data), []
@@ -197,19 +197,48 @@ def test_the_whitened_score_of_ganomaly_is_mahalanobis_distance():
     )  # Ledoit and Wolf shrink a little
 
 
-@pytest.mark.parametrize("ties", [False, True])
-def test_conformal_p_values_keep_their_promise_whatever_the_distribution(ties):
-    p_values, rng, count, alphas = (
-        page("05_ganomaly")["conformal_p_values"],
-        np.random.default_rng(0),
-        19,
-        (0.05, 0.25, 0.9),
-    )
-    scores = rng.gamma(0.5, size=(4000, count + 1)).round(1 if ties else 9)  # skewed, as scores are
-    p = np.array([p_values(row[:1], row[1:])[0] for row in scores])
-    for alpha in alphas:
-        assert (p <= alpha + 1e-12).mean() <= alpha + 4 * math.sqrt(alpha * (1 - alpha) / 4000)
-    assert p_values(np.array([0.0, 1.0, 2.5, 9.0]), np.array([1.0, 2.0, 2.0, 3.0])).tolist() == [1, 1, 0.4, 0.2]
+def test_a_search_gives_an_image_the_same_score_alone_in_a_batch_and_again():
+    data = make_data("05_ganomaly")
+    model = make_model("AnoGAN", data)
+    for _ in range(3):  # BatchNorm's averages are not those of its first weights
+        model.train().generate(torch.randn(16, 6))
+    model.hparams.search_lr, some = 0.5, data.test.first_of_each(4)
+    before = {name: values.clone() for name, values in model.state_dict().items()}
+    together = score_images(model, some)
+    alone = [score_images(model, some.subset(torch.tensor([place])))[0] for place in range(len(some))]
+    backwards = score_images(model, some.subset(torch.arange(len(some)).flip(0)))[::-1]
+    for found in (np.array(alone), backwards, score_images(model, some)):
+        np.testing.assert_allclose(found, together, rtol=1e-4)
+    assert all(torch.equal(values, before[name]) for name, values in model.state_dict().items())
+    assert not [weights for weights in model.parameters() if weights.grad is not None]
+
+
+def test_a_search_minimises_its_loss_and_the_best_start_counts():
+    data = make_data("05_ganomaly")
+    model, x = make_model("AnoGAN", data).eval(), to_float(data.test.images[:5])
+    ends = []
+    for start in model.starts:
+        steps = [loss for _, loss in model.search(x, start, 30)]
+        assert len(steps) == 31 and (steps[-1] < steps[0]).all()
+        ends.append(steps[4])  # as many as in the settings
+    copies, score = model.best(x)
+    torch.testing.assert_close(score, torch.minimum(*ends))
+    with torch.no_grad():
+        seen, wanted = model.discriminators.features(copies), model.discriminators.features(x)
+        by_hand = 0.9 * (x - copies).abs().mean((1, 2, 3)) + 0.1 * (seen - wanted).abs().mean((1, 2, 3))
+    torch.testing.assert_close(score, by_hand)
+
+
+def test_the_encoder_of_f_anogan_is_all_that_its_training_changes(tmp_path):
+    data = make_data("05_ganomaly")
+    gan, model = make_model("AnoGAN", data), make_model("f-AnoGAN", data)
+    gan.generator[0].weight.data += 0.1
+    model.init_from(gan)
+    before = {name: values.clone() for name, values in model.state_dict().items()}
+    trained = fit(model, data, make_run(tmp_path), show=False).model
+    changed = {name.split(".")[0] for name, values in trained.state_dict().items() if not values.equal(before[name])}
+    assert changed == {"encoder"}
+    assert torch.equal(trained.generator[0].weight, gan.generator[0].weight)
 
 
 def test_the_bootstrap_is_the_auroc_of_resampled_test_sets():

@@ -80,7 +80,10 @@ def overview(logs: Path) -> str:
     """The README's table: of each task the best version, the best control on the same images, the best published."""
     table, published = load_results(logs), pd.read_csv(ROOT / "docs" / "published.csv")
     rows = []
-    for _, group in table[table["tested_on"] != "stress card"].groupby("task", sort=False):
+    shown = table[table["tested_on"] != "stress card"].sort_values("n_test_normal", kind="stable")
+    shown = shown.groupby(["dataset", "normal_class", "anomaly_fraction"], sort=False)
+    for _, group in sorted(shown, key=lambda pair: pair[1].index.min()):
+        group = group[group["n_test_normal"] == group["n_test_normal"].max()]  # not a part of the test images
         best, control = group.loc[group["auroc_mean"].idxmax()], group.loc[group["control_auroc"].idxmax()]
         title = f"{best['dataset']}, {best['normal_class']} normal" + (
             ", labelled anomalies" if best["anomaly_fraction"] else ""
