@@ -1,0 +1,37 @@
+"""Notebook 3: the solutions of its exercises run, and its maps are what the text says."""
+
+import json
+import re
+
+import pytest
+import torch
+
+from tests.book import make_data, make_model, page
+from tests.toy import ROOT
+
+PATH = ROOT / "notebooks" / "03_hazelnut_autoencoder.ipynb"
+CELLS = [cell for cell in json.loads(PATH.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "markdown"]
+FOLDED = [part for cell in CELLS for part in re.findall(r"<details>.*?</details>", "".join(cell["source"]), flags=re.S)]
+SOLUTIONS = [code for part in FOLDED for code in re.findall(r"```python\n(.*?)```", part, flags=re.S)]
+
+
+def test_there_are_three_exercises():
+    assert len(SOLUTIONS) == 3
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_the_solution_passes_its_own_checks(number):
+    assert "assert" in SOLUTIONS[number]
+    exec(compile(SOLUTIONS[number], f"solution {number + 1}", "exec"), dict(page("03_hazelnut_autoencoder")))
+
+
+def test_the_maps_are_one_step_apart():
+    book = page("03_hazelnut_autoencoder")
+    model = make_model("hazelnut autoencoder", make_data("03_hazelnut_autoencoder")).eval()
+    x = torch.rand(1, 3, 256, 256) * 2 - 1
+    with torch.no_grad():
+        maps = {name: model.map_by(x, name) for name in book["MAPS"]}
+        torch.testing.assert_close(maps["plain"], (0.5 * (x - model.reconstruct(x))).square().sum(1))
+        torch.testing.assert_close(maps["smoothed"], book["blur"](maps["plain"][:, None], 2.0)[:, 0])
+        torch.testing.assert_close(maps["weighed"], maps["minus local mean"])  # the weights are not learned yet
+        torch.testing.assert_close(model.anomaly_map(x), maps["weighed"])  # committed models without the setting
