@@ -6,11 +6,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from tests.book import page
 from tests.toy import ROOT
 from tools.notebooks import definitions
 
-NOTEBOOK = ROOT / "notebooks" / "09_from_score_to_decision.ipynb"
-BOOK = definitions(NOTEBOOK)
+NAME = "09_from_score_to_decision"
+BOOK = page(NAME)
 
 
 def test_p_values_count_held_out_scores_at_or_above():
@@ -34,7 +35,7 @@ def test_the_rank_of_a_threshold_promises_what_is_wanted(wanted, n, rank):
 def test_a_held_out_image_counts_once_however_many_views_were_kept():
     kept = types.SimpleNamespace(score=np.zeros(2), label=np.array([0, 1]), validation=np.array([1.0, 5.0, 2.0, 4.0]))
     versions = pd.DataFrame({"folder": ["there"], "n_calibration": [2]}, index=["version_10"])
-    book = definitions(NOTEBOOK, versions=versions)
+    book = definitions(ROOT / "notebooks" / f"{NAME}.ipynb", versions=versions)
     book["read_scores"] = lambda folder: kept
     assert book["scores_of"]("version_10")[2].tolist() == [2.0, 5.0]
 

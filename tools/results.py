@@ -79,19 +79,14 @@ def text(logs: Path) -> str:
 def overview(logs: Path) -> str:
     """The README's table: of each task the best version, the best control on the same images, the best published."""
     table, published = load_results(logs), pd.read_csv(ROOT / "docs" / "published.csv")
-    rows = []
-    shown = table[table["tested_on"] != "stress card"].sort_values("n_test_normal", kind="stable")
-    shown = shown.groupby(["dataset", "normal_class", "anomaly_fraction"], sort=False)
-    for _, group in sorted(shown, key=lambda pair: pair[1].index.min()):
+    rows, shown = [], table[table["tested_on"] != "stress card"]
+    for _, group in shown.groupby(["dataset", "normal_class", "anomaly_fraction"], sort=False):
         group = group[group["n_test_normal"] == group["n_test_normal"].max()]  # not a part of the test images
         best, control = group.loc[group["auroc_mean"].idxmax()], group.loc[group["control_auroc"].idxmax()]
-        title = f"{best['dataset']}, {best['normal_class']} normal" + (
-            ", labelled anomalies" if best["anomaly_fraction"] else ""
-        )
-        task = f"{best['normal_class']} {best['anomaly_fraction']}"
-        others = published[(published["dataset"] == best["dataset"]) & (published["task"] == task)].dropna(
-            subset="auroc"
-        )
+        normal, share = best["normal_class"], best["anomaly_fraction"]
+        title = best["dataset"] + f", {normal} normal" * int(normal != "good") + ", labelled anomalies" * int(share > 0)
+        others = published[(published["dataset"] == best["dataset"]) & (published["task"] == f"{normal} {share}")]
+        others = others.dropna(subset="auroc")
         other = others.loc[others["auroc"].idxmax()] if len(others) else None
         values = [f"{best['auroc_mean']:.3f}", f"{control['control_auroc']:.3f}"]
         bold = [f"**{value}**" if value == max(values) else value for value in values]

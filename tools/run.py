@@ -67,8 +67,8 @@ class Client(NotebookClient):
         return super().process_message(msg, cell, cell_index)
 
 
-def execute(path: Path, target: Path, train: bool = True) -> tuple[str, float]:
-    """Run one notebook and write it with its outputs to ``target``; what went wrong, if anything, and the seconds."""
+def execute(path: Path, target: Path, train: bool = True) -> str:
+    """Run one notebook and write it with its outputs to ``target``; what went wrong, if anything."""
     book = nbformat.read(path, as_version=4)
     for cell in book.cells:
         if not train and cell.cell_type == "code":
@@ -93,7 +93,7 @@ def execute(path: Path, target: Path, train: bool = True) -> tuple[str, float]:
             shrink(output.get("data", {}))
     nbformat.write(book, target)
     client.close(f"{path.stem}: {'FAILED in ' + failure if failure else 'ok'}, {seconds:.0f} s")
-    return failure, seconds
+    return failure
 
 
 def shrink(data: dict) -> None:
@@ -116,13 +116,16 @@ def run(chosen: list[Path]) -> int:
         os.environ.setdefault("AD_LOGS_DIR", str(folder / "lightning_logs"))
     logs, begun = runtime.logs_dir(profile), time.time()
     print(f"profile {profile}; data: {runtime.show_path(runtime.data_dir())}, else the embedded samples")
-    with ThreadPoolExecutor(at_once(len(chosen))) as pool:
-        found = list(pool.map(lambda path: execute(path, folder / path.name), chosen))
-    outcome = {path.stem: result for path, result in zip(chosen, found, strict=True)}
+    pool = ThreadPoolExecutor(at_once(len(chosen)))
+    try:
+        failures = list(pool.map(lambda path: execute(path, folder / path.name), chosen))
+    except KeyboardInterrupt:
+        print("\nstopped; run it again to go on with unfinished trainings")
+        os._exit(130)  # the pool would wait for all notebooks; kernels end with the process that started them
     new = [path.parent for path in logs.glob("version_*/**/results.json") if path.stat().st_mtime >= begun - 1]
     print("\n" + (text := summary(results.load_results(logs), new)))
     (folder / "results.md").write_text(text + "\n", encoding="utf-8")
-    failed = {name: why for name, (why, _) in outcome.items() if why}
+    failed = {path.stem: why for path, why in zip(chosen, failures, strict=True) if why}
     for name, why in failed.items():
         print(f"FAILED {name}, {why}; see {runtime.show_path(folder / name)}.ipynb")
     print(f"\n{len(chosen) - len(failed)} of {len(chosen)} notebooks ok in {time.time() - begun:.0f} s; "
@@ -168,7 +171,7 @@ def reference(path: Path) -> int:
         print(f"the version before is kept as {old.name}")
     os.environ |= {"AD_PROFILE": "full", "AD_VERSION": str(number)}
     unfinished = path.with_suffix(".unfinished")
-    failure, _ = execute(path, unfinished)
+    failure = execute(path, unfinished)
     if failure or not (version / "results.json").exists():
         if version.exists():
             version.rename(logs / f"failed_version_{number}_{int(time.time())}")
@@ -184,7 +187,7 @@ def outputs(path: Path) -> int:
     """Run one notebook on the committed versions alone, and keep its outputs."""
     with tempfile.TemporaryDirectory() as empty:
         os.environ |= {"AD_PROFILE": "full", "AD_LOGS_DIR": f"{empty}/lightning_logs"}
-        failure, _ = execute(path, path.with_suffix(".unfinished"), train=False)
+        failure = execute(path, path.with_suffix(".unfinished"), train=False)
     if not failure:
         path.with_suffix(".unfinished").replace(path)
     return int(bool(failure))
