@@ -1,4 +1,4 @@
-"""TensorBoard on the committed versions, in a real browser: what a reader of `make tensorboard` sees."""
+"""Notebook 10's exercise, and TensorBoard on the committed versions and its own, in a real browser."""
 
 import shutil
 import socket
@@ -7,14 +7,18 @@ import sys
 import time
 import urllib.request
 from contextlib import suppress
+from urllib.parse import quote
 
+import pandas as pd
 import pytest
 
+from helpers.results import load_results, read_results
 from helpers.runtime import ROOT
 from helpers.versions import numbered
+from tests.toy import make_run
+from tools.notebooks import definitions
 
-webdriver = pytest.importorskip("selenium.webdriver")
-pytestmark = pytest.mark.skipif(shutil.which("chromedriver") is None, reason="needs Chromium and its driver")
+COMMITTED = ROOT / "lightning_logs"
 with socket.socket() as free:
     free.bind(("127.0.0.1", 0))
     PORT = free.getsockname()[1]
@@ -29,15 +33,28 @@ return walk(document).filter(e => e.tagName == 'IMG' && e.naturalWidth > 50).len
 
 
 @pytest.fixture(scope="module")
-def page():
-    logs = ROOT / "lightning_logs"
-    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(logs), "--port", str(PORT)]
+def small(tmp_path_factory):
+    """The two versions of the exercise: as it is, with the small margin."""
+    run = make_run(tmp_path_factory.mktemp("own"), "10_compare_versions")
+    given = {"run": run, "course": ROOT, "settings": {"exercise_epochs": 10, "coverage": 95}}
+    page = definitions(ROOT / "notebooks" / "10_compare_versions.ipynb", **given)
+    return [page["train_small"](changes) for changes in ({}, page["CHANGED"])]
+
+
+@pytest.fixture(scope="module")
+def page(small, tmp_path_factory):
+    webdriver = pytest.importorskip("selenium.webdriver")
+    if shutil.which("chromedriver") is None:
+        pytest.skip("needs Chromium and its driver")
+    both = tmp_path_factory.mktemp("both")
+    for name, logs in (("course", COMMITTED), ("own", small[0].parent)):
+        (both / name).symlink_to(logs)
+    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(both), "--port", str(PORT)]
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     options = webdriver.ChromeOptions()
     for flag in ("headless", "no-sandbox", "disable-gpu", "disable-background-networking", "window-size=1400,1000"):
         options.add_argument(f"--{flag}")
-    service = webdriver.ChromeService(shutil.which("chromedriver"))
-    browser = webdriver.Chrome(options, service)
+    browser = webdriver.Chrome(options, webdriver.ChromeService(shutil.which("chromedriver")))
     try:
         yield browser
     finally:
@@ -57,29 +74,54 @@ def until(ask, seconds=60):
     return ask()
 
 
-def show(page, filters):
+def show(page, runs, tags):
     assert until(lambda: urllib.request.urlopen(f"http://127.0.0.1:{PORT}").status == 200)
-    page.get(f"http://127.0.0.1:{PORT}/?{filters}#timeseries")
+    page.get(f"http://127.0.0.1:{PORT}/?runFilter={quote(runs)}&tagFilter={quote(tags)}#timeseries")
+
+
+def seen(page, *words):
+    return all(until(lambda word=word: word in page.execute_script(TEXT)) for word in words)
+
+
+def test_the_answers_of_the_exercise_hold(small):
+    """The smaller margin lowers both losses, and the detector gets worse; each is a version with results."""
+    curves = [pd.read_csv(folder / "metrics.csv").groupby("name")["value"].last() for folder in small]
+    for loss in ("loss/reconstruction", "loss/repulsion"):
+        assert curves[1][loss] < curves[0][loss]
+    assert curves[1]["validation/auroc"] < curves[0]["validation/auroc"] - 0.02
+    assert curves[1]["validation/score_anomalous"] < curves[0]["validation/score_anomalous"]
+    assert read_results(small[1])["auroc"] < read_results(small[0])["auroc"]
+    table = load_results(small[0].parent)
+    assert list(table.index) == ["version_10", "version_11"] and table["task"].nunique() == 1
+    assert table["task"].iloc[0] not in set(load_results(COMMITTED)["task"]), "no row beside the complete data"
 
 
 @pytest.mark.timeout(200)
 def test_every_committed_version_is_listed_and_a_loss_is_drawn(page):
-    show(page, r"runFilter=version_%5Cd%24&tagFilter=loss")
-    names = [f"version_{number}" for number in sorted(numbered(ROOT / "lightning_logs")) if number < 10]
-    assert len(names) >= 5
-    for name in (*names, "adversarial_anomalous"):
-        assert until(lambda name=name: name in page.execute_script(TEXT)), name
+    show(page, r"version_\d$", "loss")
+    names = [f"version_{number}" for number in sorted(numbered(COMMITTED)) if number < 10]
+    assert len(names) >= 5 and seen(page, *names, "adversarial_anomalous")
 
 
 @pytest.mark.timeout(200)
-def test_reconstructions_are_seen(page):
-    show(page, r"runFilter=version_1%24&tagFilter=reconstructions%2Foutput")
+def test_the_exercise_is_seen(page, small):
+    runs = f"version_({'|'.join(folder.name.removeprefix('version_') for folder in small)})$"
+    show(page, runs, "loss/re")
+    assert seen(page, "own/version_10", "own/version_11", "repulsion", "reconstruction")
+    assert "course/version_1" not in page.execute_script(TEXT)
+    show(page, runs, "reconstructions/output")
+    assert until(lambda: page.execute_script(PICTURES) >= 2)
+
+
+@pytest.mark.timeout(200)
+def test_reconstructions_of_a_committed_version_are_seen(page):
+    show(page, "version_1$", "reconstructions/output")
     assert until(lambda: page.execute_script(PICTURES)) > 0
 
 
 @pytest.mark.timeout(100)
 def test_what_is_not_there_is_not_seen(page):
-    """Else the test above could not fail."""
-    show(page, r"runFilter=version_1%24&tagFilter=nothing")
+    """Else the tests above could not fail."""
+    show(page, "version_1$", "nothing")
     time.sleep(8)
     assert page.execute_script(PICTURES) == 0
