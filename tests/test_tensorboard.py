@@ -30,6 +30,7 @@ return walk(document)"""
 PICTURES = """
 const walk = root => [...root.querySelectorAll('*')].flatMap(e => [e, ...(e.shadowRoot ? walk(e.shadowRoot) : [])]);
 return walk(document).filter(e => e.tagName == 'IMG' && e.naturalWidth > 50).length"""
+PLAYERS = PICTURES.replace("e.tagName == 'IMG' && e.naturalWidth > 50", "e.tagName == 'AUDIO'")
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +118,13 @@ def test_the_exercise_is_seen(page, small):
 def test_reconstructions_of_a_committed_version_are_seen(page):
     show(page, "version_1$", "reconstructions/output")
     assert until(lambda: page.execute_script(PICTURES)) > 0
+
+
+@pytest.mark.timeout(200)
+def test_a_normal_and_an_anomalous_recording_can_be_played(page):
+    show(page, "version_7$", "loss")
+    page.get(f"http://127.0.0.1:{PORT}/#audio&regexInput={quote('version_7$')}")
+    assert until(lambda: page.execute_script(PLAYERS) == 2)
 
 
 @pytest.mark.timeout(100)
