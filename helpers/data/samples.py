@@ -2,16 +2,20 @@
 
 import functools
 import hashlib
+import lzma
+import shutil
+import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from filelock import FileLock
 
-from helpers.data.download import fetch
 from helpers.data.photo import DataError
 from helpers.runtime import ROOT, Run, show_path
 
 SAMPLES = ROOT / "samples"
+TIMEOUT = 20  # seconds without a byte after which a mirror is given up
+FAULTS = (OSError, ValueError, EOFError, tarfile.TarError, lzma.LZMAError)  # of mirrors, disks, archives
 
 
 @functools.cache
@@ -23,15 +27,11 @@ def sample(name: str) -> Path:
     listed = SAMPLES / "checksums.txt"
     lines = listed.read_text(encoding="utf-8").splitlines() if listed.exists() else []
     files = [line.split(maxsplit=1) for line in lines if line.split(maxsplit=1)[1].startswith(f"{name}/")]
-    wrong = [path for digest, path in files if not _intact(SAMPLES / path, digest)]
-    if wrong or not files:
-        what = f"{wrong[0]} is missing or was changed" if files else f"{name} is missing"
-        raise DataError(f"samples/: {what}; restore the folder with `git checkout samples`, or fetch the course again")
+    for digest, path in files or [("", name)]:
+        file, mend = SAMPLES / path, "restore the folder with `git checkout samples`, or fetch the course again"
+        if not file.is_file() or hashlib.sha256(file.read_bytes()).hexdigest() != digest:
+            raise DataError(f"samples/: {path} is missing or was changed; {mend}")
     return SAMPLES / name
-
-
-def _intact(path: Path, digest: str) -> bool:
-    return path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == digest
 
 
 def find_data(run: Run, name: str, sources: dict[str, tuple[Sequence[str], str | None]]) -> tuple[Path, bool]:
@@ -57,3 +57,33 @@ def find_data(run: Run, name: str, sources: dict[str, tuple[Sequence[str], str |
     if run.profile == "smoke" or absent:
         return sample(name), True
     return folder, False
+
+
+def fetch(target: Path, urls: Sequence[str], md5: str | None = None) -> None:
+    """Make ``target``, a file or the folder in a .tar.xz archive, from the first of ``urls`` that works.
+
+    It appears only when it is complete.  Raises DataError with each mirror's reason.
+    """
+    import pooch  # imports requests, which takes time
+
+    get = pooch.HTTPDownloader(progressbar=True, timeout=TIMEOUT, chunk_size=1 << 18)
+    part = target.with_name(f".{target.name}.part")
+    shutil.rmtree(part, ignore_errors=True)  # of an attempt that was killed
+    reasons = []
+    for url in urls:
+        file = part / url.rpartition("/")[2]
+        try:
+            part.mkdir(parents=True)
+            get(url, str(file), None)
+            if md5 is not None and pooch.file_hash(str(file), "md5") != md5:
+                raise ValueError("another checksum than published")
+            if file.name != target.name:
+                with tarfile.open(file, "r:xz") as archive:
+                    archive.extractall(part, filter="data")  # refuses what would land elsewhere
+            (part / target.name).replace(target)
+            return
+        except FAULTS as error:
+            reasons.append(f"{url}: {error}")
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+    raise DataError("\n".join([f"could not download {target.name}", *reasons]))

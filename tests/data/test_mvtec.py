@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from helpers.data import download, mvtec, samples
+from helpers.data import mvtec, samples
 from helpers.data.mvtec import ARCHIVES, LICENCE, PAINTED, MVTec, mvtec_root
 from helpers.data.photo import DataError
 from helpers.data.samples import SAMPLES
-from tests.data.test_download import packed
+from tests.data.test_samples import packed
 
 SIDE = 24
 GOOD = 20  # training images, of brightness 100, 101, ...
@@ -153,13 +153,9 @@ def test_full_fetches_the_folder_from_the_newer_address(make_run, category, serv
     files = [path for path in category.rglob("*") if path.is_file()]
     archive = packed({f"hazelnut/{path.relative_to(category).as_posix()}": path.read_bytes() for path in files})
     url, _ = serve({"hazelnut.tar.xz": archive})
-    asked = []
-
-    def fetch(target, urls, md5):
-        asked.extend(urls)
-        download.fetch(target, [url + "hazelnut.tar.xz"], md5)
-
-    monkeypatch.setattr(samples, "fetch", fetch)
+    asked, get = [], samples.fetch
+    here = [url + "hazelnut.tar.xz"]
+    monkeypatch.setattr(samples, "fetch", lambda target, urls, md5: asked.extend(urls) or get(target, here, md5))
     for _ in range(2):
         assert MVTec(make_run("full"), "hazelnut", SIDE).subset == "20 of 391 good images"
     start, end = "https://www.mydrive.ch/shares/", "/download/420937545-1629959162/hazelnut.tar.xz"
