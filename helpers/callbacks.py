@@ -81,12 +81,11 @@ class LossLogger(pl.Callback):
         if len(bad):
             batch, column = bad[0].tolist()
             what = f"loss {model.loss_names[column]!r} became {values[batch, column]:g} at batch {self.batches + batch}"
-            saved = (Path(trainer.logger.log_dir) / LAST).exists()
-            kept = "The last good checkpoint stays" if saved else "There is no checkpoint yet"
+            kept = Path(trainer.logger.log_dir, LAST).exists()
+            kept = "The last good checkpoint stays" if kept else "There is no checkpoint yet"
             raise TrainingError(f"{what} (epoch {trainer.current_epoch}). {kept}; try a smaller learning rate")
         start, self.clock = self.clock, time.perf_counter()
-        self.batches += len(values)
-        self.seconds += self.clock - start
+        self.batches, self.seconds = self.batches + len(values), self.seconds + self.clock - start
         speed = len(values) * self.batch_size / max(self.clock - start, 1e-9)
         means = dict(zip(model.loss_names, values.mean(0).tolist(), strict=True))
         for name, mean in means.items():
@@ -118,13 +117,8 @@ class ReconstructionLogger(pl.Callback):
         self.inputs, self.label = to_float(fixed.images, data.device), fixed.label
         normal = int((fixed.label == 0).sum())
         self.filmed = [*range(min(2, normal)), *range(normal, len(fixed))][:4]
-        self.frames, self.frame_batches = [], []  # of the film
-
-    def state_dict(self) -> dict:
-        return {"frames": self.frames, "batches": self.frame_batches}
-
-    def load_state_dict(self, state: dict) -> None:
-        self.frames, self.frame_batches = state["frames"], state["batches"]
+        self.film = {"frames": [], "frame_batches": []}
+        self.state_dict, self.load_state_dict = self.film.copy, self.film.update
 
     def on_train_batch_start(self, trainer, model, batch, batch_idx) -> None:
         if trainer.fit_loop.total_batch_idx % self.every == 0:
@@ -139,10 +133,10 @@ class ReconstructionLogger(pl.Callback):
         model.eval()
         rebuilt = to_uint8(model.reconstruct(self.inputs).float())
         model.train()
-        if not self.frames:
+        if not self.film["frames"]:
             trainer.logger.experiment.add_image("reconstructions/input", plots.tile(to_uint8(self.inputs)), 0)
         trainer.logger.experiment.add_image("reconstructions/output", plots.tile(rebuilt), batch)
-        self.film(rebuilt, batch, model.n_batches, last)
+        self.keep(rebuilt, batch, model.n_batches, last)
         if last or (self.display and self.display.due()):
             start = time.perf_counter()
             heading = f"{self.title}\nepoch {trainer.current_epoch + (not last)} of {trainer.max_epochs}, batch {batch}"
@@ -153,13 +147,13 @@ class ReconstructionLogger(pl.Callback):
             if last and trainer.is_global_zero:
                 figure.savefig(Path(trainer.logger.log_dir) / "reconstructions.png")
 
-    def film(self, rebuilt: torch.Tensor, batch: int, total: int, last: bool) -> None:
+    def keep(self, rebuilt: torch.Tensor, batch: int, total: int, last: bool) -> None:
         """Keep a small copy of four of the images, at ``FRAMES`` moments of the training at most."""
-        if last or batch * (FRAMES - 1) >= len(self.frames) * total:
-            frame = rebuilt[self.filmed].cpu()
-            side = min(FRAME_SIDE, frame.shape[-1])
-            self.frames.append(F.interpolate(frame.float(), side, mode="area").round().byte())
-            self.frame_batches.append(batch)
+        if last or batch * (FRAMES - 1) >= len(self.film["frames"]) * total:
+            frame = rebuilt[self.filmed].cpu().float()
+            small = F.interpolate(frame, min(FRAME_SIDE, frame.shape[-1]), mode="area")
+            self.film["frames"].append(small.round().byte())
+            self.film["frame_batches"].append(batch)
 
 
 class LastCheckpoint(pl.callbacks.Checkpoint):

@@ -25,54 +25,44 @@ TOLERANCE = 1e-3  # of a score, relative
 # the rule of helpers.data.images.read_image: the longer side becomes SIDE, edges are repeated to make a square
 PREPARE = """
 <ir_version: 8, opset_import: ["": 18]>
-prepare (uint8[height, width, 3] photo) => (float[1, CHANNELS, SIDE, SIDE] image, int64[2] first, int64[2] last) {
+prepare (uint8[height, width, 3] photo) => (float[1, CHANNELS, SIDE, SIDE] image, int64[2] first, int64[2] last)
+<int64[1] zero = {0}, float[1] side = {SIDE.0}, float half = {0.5}, float one = {1}, int64[2] ones = {1, CHANNELS},
+ int64[2] square = {SIDE, SIDE}, int64[2] none = {0, 0}, int64 two = {2}, float middle = {127.5}CONSTANTS>
+{
   coloured = Transpose<perm = [2, 0, 1]>(photo)
   BRIGHTNESS
-  zero = Constant<value_ints = [0]>()
   batch = Unsqueeze(channels, zero)
   height_width = Shape<start = 2, end = 4>(batch)
   measured = Cast<to = 1>(height_width)
   longest = ReduceMax<keepdims = 1>(measured)
-  side = Constant<value_floats = [SIDE.0]>()
   factor = Div(side, longest)
   exact = Mul(measured, factor)
-  half = Constant<value_floats = [0.5]>()
   more = Add(exact, half)
   floored = Floor(more)
-  one = Constant<value_floats = [1.0]>()
   at_least = Max(floored, one)
   size = Cast<to = 7>(at_least)
-  ones = Constant<value_ints = [1, CHANNELS]>()
   new_shape = Concat<axis = 0>(ones, size)
   resized = Resize<mode = "cubic", cubic_coeff_a = -0.5, antialias = 1>(batch, , , new_shape)
-  square = Constant<value_ints = [SIDE, SIDE]>()
   missing = Sub(square, size)
-  two = Constant<value_ints = [2]>()
   first = Div(missing, two)
   after = Sub(missing, first)
-  none = Constant<value_ints = [0, 0]>()
   pads = Concat<axis = 0>(none, first, none, after)
   padded = Pad<mode = "edge">(resized, pads)
   last = Add(first, size)
   numbers = Cast<to = 1>(padded)
-  middle = Constant<value_float = 127.5>()
   scaled = Div(numbers, middle)
-  unit = Constant<value_float = 1.0>()
-  image = Sub(scaled, unit)
+  image = Sub(scaled, one)
 }
 """
 COLOUR = "channels = Identity(coloured)"
 # Pillow's rounding of 0.299 red + 0.587 green + 0.114 blue
 GREY = """wide = Cast<to = 6>(coloured)
-  weights = Constant<value = int32[3, 1, 1] {19595, 38470, 7471}>()
   parts = Mul(wide, weights)
-  first_axis = Constant<value_ints = [0]>()
-  total = ReduceSum(parts, first_axis)
-  rounding = Constant<value = int32 {32768}>()
+  total = ReduceSum(parts, zero)
   rounded = Add(total, rounding)
-  share = Constant<value = int32 {65536}>()
   brightness = Div(rounded, share)
   channels = Cast<to = 2>(brightness)"""
+OF_GREY = ", int32[3, 1, 1] weights = {19595, 38470, 7471}, int32 rounding = {32768}, int32 share = {65536}"
 CROP = """
 <ir_version: 8, opset_import: ["": 18]>
 crop (float[SIDE, SIDE] whole, int64[2] first, int64[2] last) => (float[h, w] map) {
@@ -110,7 +100,8 @@ def export(
     path, (channels, side) = Path(path), images.shape[1:3]
     threshold = float(np.float32(scores.threshold))  # as the file's numbers are
     core = _Core(copy.deepcopy(model).cpu().eval(), threshold)
-    fill = {"CHANNELS": str(channels), "SIDE": str(side), "BRIGHTNESS": GREY if channels == 1 else COLOUR}
+    grey, colour = {"BRIGHTNESS": GREY, "CONSTANTS": OF_GREY}, {"BRIGHTNESS": COLOUR, "CONSTANTS": ""}
+    fill = {"CHANNELS": str(channels), "SIDE": str(side)} | (grey if channels == 1 else colour)
     prepare, crop = (parser.parse_model(_filled(text, fill)) for text in (PREPARE, CROP))
     traced = onnx.load_from_string(_traced(core, torch.zeros(1, channels, side, side)))
     prepare.ir_version = crop.ir_version = traced.ir_version
@@ -127,9 +118,8 @@ def export(
     with atomic_write(path) as part:
         part.write_bytes(whole.SerializeToString())
         worst = _compare(model, Detector(part), images)
-    print(
-        f"{show_path(path)}: {path.stat().st_size / 1e6:.1f} MB; {len(images)} images scored as by the model (within {worst:.0e})"
-    )
+    said = f"{len(images)} images scored as by the model (within {worst:.0e})"
+    print(f"{show_path(path)}: {path.stat().st_size / 1e6:.1f} MB; {said}")
     return path
 
 

@@ -14,9 +14,9 @@ def _checked(score, label) -> tuple[np.ndarray, np.ndarray]:
     if score.shape != label.shape or score.ndim != 1:
         raise ValueError(f"scores and labels must be two vectors of one length: got {score.shape} and {label.shape}")
     if broken := (~np.isfinite(score)).sum():
-        raise ValueError(f"{broken} of {len(score)} anomaly scores are not finite")
+        raise ValueError(f"{broken:,} of {len(score):,} anomaly scores are not finite")
     if set(np.unique(label)) != {0, 1}:
-        raise ValueError("labels must hold both normal (0) and anomalous (1) images")
+        raise ValueError("labels (of maps: masks) must hold both normal (0) and anomalous (1)")
     return label, score
 
 
@@ -106,10 +106,7 @@ def _checked_maps(maps, masks) -> tuple[np.ndarray, np.ndarray]:
     maps, masks = np.asarray(maps, dtype=np.float64), np.asarray(masks, dtype=bool)
     if maps.shape != masks.shape or maps.ndim != 3:
         raise ValueError(f"maps and masks must have one shape (N, H, W): got {maps.shape} and {masks.shape}")
-    if broken := (~np.isfinite(maps).all((1, 2))).sum():
-        raise ValueError(f"{broken} of {len(maps)} anomaly maps are not finite")
-    if not masks.any() or masks.all():
-        raise ValueError("the masks leave no defect-free pixel" if masks.any() else "no mask has a defect")
+    _checked(maps.ravel(), masks.ravel())
     return maps, masks
 
 

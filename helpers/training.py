@@ -23,24 +23,19 @@ from helpers.versions import find_folder
 
 # Lightning 2.6 with torch >= 2.13 warns, once per loader, about a class that Lightning itself uses
 warnings.filterwarnings("ignore", message=r".*LeafSpec.*is deprecated", module="pytorch_lightning")
-
-
 CURVES = "metrics.csv"  # all that was logged while training: batch, name, value
 
 
 @dataclass
 class Trained:
-    """A trained model in eval mode, its folder, how it was trained, and the (batch, name, value) of all that was logged.
-
-    logger: None if it was loaded and nothing is to be written any more.
-    """
+    """A trained model in eval mode, its folder, how it was trained, and (batch, name, value) of all that was logged."""
 
     model: AnomalyModel
     folder: Path
     run: runtime.Run
     history: dict
     curves: pd.DataFrame | None
-    logger: TensorBoardLogger | None = None
+    logger: TensorBoardLogger | None = None  # None if it was loaded and nothing is to be written any more
 
 
 def fit(
@@ -59,7 +54,6 @@ def fit(
     """Train for ``settings["epochs"]`` epochs, or load the reference version if ``run.train`` is False.
 
     A model with ``learn(data)`` instead of a training step learns each time: nothing is stored, as it takes seconds.
-
     name: "" for the first training of a run, a sub-folder of its version for each further one.
     resume: continue an interrupted training with the same settings, data and code, on one process to the same weights;
         load a finished one that was not reported.
@@ -82,25 +76,21 @@ def fit(
     try:
         folder = find_folder(run, name, identity, resume)
         if learns:
-            trained = _learned(model, data, run, folder)
-            trained.logger = _logger(folder)
-            return trained
-        if (folder / FINISHED).exists():
+            trained, logger = _learned(model, data, run, folder), _logger(folder)
+        elif (folder / FINISHED).exists():
             print(f"already trained with these settings, data and code: {runtime.show_path(folder)} is loaded")
-            logger = _logger(folder)  # its report is still to be written
+            trained, logger = load(model, run, folder), _logger(folder)  # its report is still to be written
         else:
             model.n_batches = len(loader) * model.hparams.epochs
             losses, watch = LossLogger(data, model.n_batches), ReconstructionLogger(data, watch_every, show)
             last = LastCheckpoint(folder / LAST, checkpoint_seconds, losses, loader)
             options["callbacks"] = [losses, watch, last, *options.get("callbacks", [])]
             logger = _train(model, run, folder, loader, losses, watch, options)
-        trained = load(model, run, folder)
+            trained = load(model, run, folder)
     except OSError as error:
-        problem = (
-            f"cannot write to {runtime.show_path((run.version or run.logs_dir) / name)} ({error.strerror or error})"
-        )
+        where = runtime.show_path((run.version or run.logs_dir) / name)
         advice = "make room or set AD_LOGS_DIR, then run again; the last checkpoint is intact"
-        raise TrainingError(f"{problem}: {advice}") from error
+        raise TrainingError(f"cannot write to {where} ({error.strerror or error}): {advice}") from error
     trained.logger = logger
     return trained
 
@@ -112,11 +102,15 @@ def _learned(model: AnomalyModel, data: OneClassData, run: runtime.Run, folder: 
     with torch.no_grad(), runtime.tf32(False):
         model.learn(data)
     seconds, count = time.perf_counter() - start, len(data.train)
-    model.history = {"train_seconds": round(seconds, 2), "images": count, "batches": 0}
-    model.history |= {"images_per_second": round(count / seconds), "device": runtime.device_name(run.device)}
-    model.history["parameters"] = sum(weights.numel() for weights in (*model.parameters(), *model.buffers()))
-    model.history["peak_memory_mib"] = runtime.peak_memory_mib(run.device)
+    model.history = {"train_seconds": round(seconds, 2), "images": count, "batches": 0} | _facts(model, run)
+    model.history["images_per_second"] = round(count / seconds)
+    model.history["parameters"] += sum(values.numel() for values in model.buffers())  # the memory is what it learned
     return Trained(model, folder, run, model.history, None)
+
+
+def _facts(model: AnomalyModel, run: runtime.Run) -> dict:
+    parameters, memory = sum(weights.numel() for weights in model.parameters()), runtime.peak_memory_mib(run.device)
+    return {"device": runtime.device_name(run.device), "parameters": parameters, "peak_memory_mib": memory}
 
 
 def _train(model, run, folder, loader, losses, watch, options) -> TensorBoardLogger:
@@ -145,11 +139,8 @@ def _train(model, run, folder, loader, losses, watch, options) -> TensorBoardLog
     model.train()
     with runtime.tf32(True):
         trainer.fit(model, train_dataloaders=loader, ckpt_path=checkpoint, weights_only=True)
-    model.history = losses.summary() | {"device": runtime.device_name(run.device), "devices": trainer.world_size}
-    model.history |= {"precision": precision, "epochs": trainer.current_epoch}
-    model.history["parameters"] = sum(weights.numel() for weights in model.parameters())
-    model.history["peak_memory_mib"] = runtime.peak_memory_mib(run.device)
-    model.history |= {"frames": watch.frames, "frame_batches": watch.frame_batches}
+    model.history = losses.summary() | _facts(model, run) | {"devices": trainer.world_size, "precision": precision}
+    model.history |= {"epochs": trainer.current_epoch} | watch.film
     check_finite(model)
     if trainer.is_global_zero:
         with runtime.atomic_write(folder / CURVES) as part:
@@ -171,14 +162,13 @@ def load(model: AnomalyModel, run: runtime.Run, folder: Path) -> Trained:
     if not path.exists():
         raise TrainingError(f"no checkpoint at {shown}: train first, or name a finished version")
     checkpoint = read_checkpoint(path)
-    found = checkpoint.get("model_class", "unknown model")
-    if found != wanted:
+    if (found := checkpoint.get("model_class", "unknown model")) != wanted:
         raise TrainingError(f"{shown} holds a {found}, not a {wanted}")
     try:
         model.load_state_dict(checkpoint["state_dict"])  # of half precision too
     except RuntimeError as error:
-        problem = f"{shown} does not fit this model, whose code or settings are others"
-        raise TrainingError(f"{problem}: {str(error).splitlines()[-1].strip()}") from error
+        why = str(error).splitlines()[-1].strip()
+        raise TrainingError(f"{shown} does not fit this model, whose code or settings are others: {why}") from error
     model.on_load_checkpoint(checkpoint)
     model.to(run.device).eval()
     curves = pd.read_csv(path.with_name(CURVES)) if path.with_name(CURVES).exists() else None

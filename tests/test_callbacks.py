@@ -75,13 +75,13 @@ def test_the_film_has_at_most_12_small_frames_evenly_spaced(total):
     watch = ReconstructionLogger(Toy(), 100, show=False)
     pictures, every = torch.zeros(8, 3, 200, 200, dtype=torch.uint8), 100 if total > 330 else 1
     for batch in range(0, total, every):
-        watch.film(pictures, batch, total, last=False)
-    watch.film(pictures, total, total, last=True)
-    assert len(watch.frames) == len(watch.frame_batches) == min(FRAMES, total + 1) and FRAMES == 12
-    assert watch.frame_batches[0] == 0 and watch.frame_batches[-1] == total
-    gaps = [b - a for a, b in zip(watch.frame_batches[:-1], watch.frame_batches[1:], strict=True)]
+        watch.keep(pictures, batch, total, last=False)
+    watch.keep(pictures, total, total, last=True)
+    assert len(watch.film["frames"]) == len(watch.film["frame_batches"]) == min(FRAMES, total + 1) and FRAMES == 12
+    assert watch.film["frame_batches"][0] == 0 and watch.film["frame_batches"][-1] == total
+    gaps = [b - a for a, b in zip(watch.film["frame_batches"][:-1], watch.film["frame_batches"][1:], strict=True)]
     assert max(gaps) - min(gaps) <= every
-    assert watch.frames[0].shape == (4, 3, 64, 64)
+    assert watch.film["frames"][0].shape == (4, 3, 64, 64)
 
 
 @pytest.mark.parametrize("normal, anomalous", [(1, 0), (3, 0), (1, 1), (3, 3)])
@@ -90,8 +90,8 @@ def test_the_film_shows_at_most_two_images_of_each_kind(normal, anomalous):
     places = [torch.nonzero(data.validation.label == label)[:, 0] for label in (0, 1)]
     data.validation = data.validation.subset(torch.cat([places[0][:normal], places[1][:anomalous]]))
     watch = ReconstructionLogger(data, 100, show=False)
-    watch.film(torch.zeros(len(watch.inputs), 3, 64, 64, dtype=torch.uint8), 0, 10, last=False)
-    assert len(watch.frames[0]) == min(2, normal) + min(2, anomalous)
+    watch.keep(torch.zeros(len(watch.inputs), 3, 64, 64, dtype=torch.uint8), 0, 10, last=False)
+    assert len(watch.film["frames"][0]) == min(2, normal) + min(2, anomalous)
 
 
 # --- what it costs ----------------------------------------------------------------------------------------------------

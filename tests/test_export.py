@@ -1,6 +1,5 @@
 """A detector as one file: the same scores as the model's, on photographs of any size, and one sentence for bad files."""
 
-import os
 import subprocess
 import sys
 
@@ -184,7 +183,5 @@ def test_scoring_needs_no_torch(toy, photos):
         "print(sorted({'torch', 'pandas', 'matplotlib', 'pytorch_lightning', 'sklearn'} & set(sys.modules)), status)"
     )
     command = [sys.executable, "-c", code, str(path), str(photos)]
-    found = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)}
-    )
+    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert found.stdout.splitlines()[-1] == "[] 0", found.stderr

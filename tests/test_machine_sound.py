@@ -38,9 +38,8 @@ def test_five_scores_are_what_the_table_says():
     found = control.all_scores(to_float(data.validation.images))
     np.testing.assert_allclose(found.numpy(), np.stack(expected, 1), rtol=2e-3)
     np.testing.assert_array_equal(control.anomaly_score(to_float(data.validation.images)), found[:, 4])
-    assert torch.equal(
-        control.reconstruct(to_float(data.test.images))[0], control.reconstruct(to_float(data.train.images))[1]
-    )
+    one, other = (control.reconstruct(to_float(split.images)) for split in (data.test, data.train))
+    assert torch.equal(one[0], other[1])
 
 
 def test_the_expected_spectrogram_is_the_mean_over_overlapping_windows():

@@ -13,6 +13,7 @@ import torch
 import yaml
 from scipy import ndimage
 from sklearn.metrics import roc_auc_score
+from torch.nn.utils import parameters_to_vector
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 from helpers.data.batches import Split, to_float, to_uint8
@@ -79,11 +80,9 @@ def test_each_adversarial_step_moves_only_its_own_side(name):
 
     class Step(torch.optim.SGD):
         def step(self):
-            before = [torch.nn.utils.parameters_to_vector(side) for side in sides]
+            before = [parameters_to_vector(side) for side in sides]
             super().step()
-            moved = [
-                not torch.equal(a, torch.nn.utils.parameters_to_vector(b)) for a, b in zip(before, sides, strict=True)
-            ]
+            moved = [not torch.equal(a, parameters_to_vector(b)) for a, b in zip(before, sides, strict=True)]
             seen.append((moved, torch.cat([weights.grad.flatten() for weights in sides[1]])))
 
     optimizers = [Step(side, lr=0.1) for side in sides]
@@ -192,9 +191,8 @@ def test_the_whitened_score_of_ganomaly_is_mahalanobis_distance():
     model.learn_usual(usual)
     away = new - gaps.mean(0)
     expected = (away @ np.linalg.inv(np.cov(gaps.T)) * away).sum(1) / 6
-    assert model.anomaly_score(x[1]).detach().numpy() == pytest.approx(
-        expected, rel=0.1
-    )  # Ledoit and Wolf shrink a little
+    found = model.anomaly_score(x[1]).detach().numpy()
+    assert found == pytest.approx(expected, rel=0.1), "but for a little: Ledoit and Wolf shrink the covariance"
 
 
 def test_a_search_gives_an_image_the_same_score_alone_in_a_batch_and_again():

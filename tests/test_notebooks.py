@@ -50,9 +50,7 @@ def test_outputs_are_those_of_one_clean_run(book):
     assert counts in (list(range(1, len(counts) + 1)), [None] * len(counts))
     outputs = [output for cell in code(book) for output in cell["outputs"]]
     assert not [output for output in outputs if output["output_type"] == "error"]
-    assert not [output["text"] for output in outputs if output.get("name") == "stderr"], (
-        "mend a warning, do not commit it"
-    )
+    assert not [output["text"] for output in outputs if output.get("name") == "stderr"], "mend a warning"
 
 
 def test_outputs_name_no_machine_and_stay_small(book):

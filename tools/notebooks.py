@@ -14,9 +14,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 COLAB = "https://colab.research.google.com"
-BADGE = re.compile(
-    r"\[!\[Open in Colab\]\(.*?\)\]\(https://colab\.research\.google\.com/github/.*?/notebooks/([\w.-]+)\)"
-)
+BADGE = re.compile(r"\[!\[Open in Colab\]\(.*?\)\]\(" + re.escape(COLAB) + r"/github/.*?/notebooks/([\w.-]+)\)")
 MARK = "# Set-up, the same in every notebook"
 SET_UP = f"""{MARK}: find the course or fetch it, then add only what is missing.
 import shutil

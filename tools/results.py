@@ -38,9 +38,8 @@ def task_table(rows: pd.DataFrame, published: pd.DataFrame) -> list[dict]:
             line[title] = f"{round(row[f'{rate}_positive_rate'] * of):,} of {of:,}"
         low, high = row["true_positive_rate_interval"]
         line["detected"] += f" ({low:.2f} to {high:.2f})"
-        lines.append(
-            line | {"calibrated on": f"{row['n_calibration']:,} images", "training": f"{row['train_seconds']:,.0f} s"}
-        )
+        line |= {"calibrated on": f"{row['n_calibration']:,} images", "training": f"{row['train_seconds']:,.0f} s"}
+        lines.append(line)
     return lines
 
 
@@ -52,26 +51,18 @@ def markdown(lines: list[dict], columns: tuple = COLUMNS) -> str:
 
 def text(logs: Path) -> str:
     """RESULTS.md: its head stays, the tables are made anew."""
-    table, published = (
-        load_results(logs),
-        pd.read_csv(ROOT / "docs" / "published.csv", dtype=str, keep_default_na=False),
-    )
-    parts = []
-    for _, rows in table.groupby("task", sort=False):
+    published, parts = pd.read_csv(ROOT / "docs" / "published.csv", dtype=str, keep_default_na=False), []
+    for _, rows in load_results(logs).groupby("task", sort=False):
         first = rows.iloc[0]
-        share = first["anomaly_fraction"]
-        key = f"{first['normal_class']} {share}"
-        others = published[(published["dataset"] == first["dataset"]) & (published["task"] == key)]
+        share, normal = first["anomaly_fraction"], first["normal_class"]
+        others = published[(published["dataset"] == first["dataset"]) & (published["task"] == f"{normal} {share}")]
         labels = f"{share:.0%} labelled anomalies" if share else "no labels"
-        title = (
-            f"{first['dataset']} ({first['subset']}): {first['normal_class']} normal, {labels}, {first['tested_on']}"
-        )
+        title = f"{first['dataset']} ({first['subset']}): {normal} normal, {labels}, {first['tested_on']}"
         parts.append(f"## {title}\n\n{markdown(task_table(rows, others))}")
     means = [{"mean of": what, "AUROC": f"{pd.read_csv(logs / file)[column][:count].mean():.4f}", "published": other, "table": f"`{file}`"}
              for file, column, count, what, other in MEANS if (logs / file).exists()]  # fmt: skip
-    parts.append(
-        "## Means over classes (one seed each)\n\n" + markdown(means, ("mean of", "AUROC", "published", "table"))
-    )
+    means = markdown(means, ("mean of", "AUROC", "published", "table"))
+    parts.append(f"## Means over classes (one seed each)\n\n{means}")
     head = (ROOT / "RESULTS.md").read_text(encoding="utf-8").split("\n## ")[0].rstrip()
     return re.sub(r"\n{3,}", "\n\n", "\n\n".join([head, *parts])) + "\n"
 

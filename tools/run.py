@@ -18,10 +18,10 @@ from pathlib import Path
 
 import nbformat
 import pandas as pd
-from jupyter_client import AsyncKernelManager
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 from PIL import Image
+from traitlets.config import Config
 
 ROOT = Path(__file__).resolve().parents[1]
 LARGE = 80_000  # characters of a figure in a notebook
@@ -30,15 +30,6 @@ sys.path.insert(0, str(ROOT))
 from helpers import results, runtime  # noqa: E402
 from helpers.progress import Line, clock  # noqa: E402
 from tools.notebooks import notebooks, source  # noqa: E402
-
-
-class Kernel(AsyncKernelManager):
-    """A kernel behind sockets in a folder of its own, where TCP would be open to every user of the machine."""
-
-    def __init__(self, **options):
-        super().__init__(**options)
-        if os.name != "nt":
-            self.transport, self.ip = "ipc", f"{tempfile.mkdtemp(prefix='kernel-')}/socket"
 
 
 class Client(NotebookClient):
@@ -51,8 +42,8 @@ class Client(NotebookClient):
         self.show("")
 
     def show(self, text: str) -> None:
-        time_and_text = f"{clock(time.monotonic() - self.started)}  {text}"
-        self.working[self.title] = f"{self.title}: cell {self.where} of {len(self.nb.cells)}, {time_and_text}"
+        place = f"{self.title}: cell {self.where} of {len(self.nb.cells)}"
+        self.working[self.title] = f"{place}, {clock(time.monotonic() - self.started)}  {text}"
         each = 150 // len(self.working)
         self.line.show("  ".join(said[: each - 2].ljust(each - 2) for said in list(self.working.values())))
 
@@ -70,13 +61,14 @@ class Client(NotebookClient):
 def execute(path: Path, target: Path, train: bool = True) -> str:
     """Run one notebook and write it with its outputs to ``target``; what went wrong, if anything."""
     book = nbformat.read(path, as_version=4)
-    for cell in book.cells:
-        if not train and cell.cell_type == "code":
-            cell.source = re.sub(r"^TRAIN = True", "TRAIN = False", cell.source, flags=re.M)
-    folder = {"metadata": {"path": str(path.parent)}}
-    client = Client(
-        book, kernel_manager_class=Kernel, timeout=None, resources=folder, record_timing=False, store_widget_state=False
-    )
+    written = [cell.source for cell in book.cells]
+    for cell in book.cells if not train else ():
+        cell.source = re.sub(r"^TRAIN = True", "TRAIN = False", cell.source, flags=re.M)
+    # sockets in a folder of their own, as TCP is open to every user of the machine
+    sockets = {"transport": "ipc", "ip": f"{tempfile.mkdtemp(prefix='kernel-')}/socket"} if os.name != "nt" else {}
+    options = {"timeout": None, "record_timing": False, "store_widget_state": False}
+    options |= {"resources": {"metadata": {"path": str(path.parent)}}, "config": Config(KernelManager=sockets)}
+    client = Client(book, **options)
     client.title, client.where, client.started = path.stem, 0, time.monotonic()
     client.on_cell_start = client.tell
     failure = ""
@@ -86,9 +78,7 @@ def execute(path: Path, target: Path, train: bool = True) -> str:
         said = f"{error.ename}: {error.evalue}" if isinstance(error, CellExecutionError) else str(error)
         failure = f"cell {client.where}: {re.sub(chr(10) + '.*', '', said, flags=re.S)}"
     seconds = time.monotonic() - client.started
-    for cell in book.cells:
-        if not train and cell.cell_type == "code":
-            cell.source = re.sub(r"^TRAIN = False", "TRAIN = True", cell.source, flags=re.M)
+    for cell, cell.source in zip(book.cells, written, strict=True):
         for output in cell.get("outputs", []):
             shrink(output.get("data", {}))
     nbformat.write(book, target)
@@ -101,17 +91,15 @@ def shrink(data: dict) -> None:
     if len(png := data.get("image/png", "")) > LARGE:
         buffer = io.BytesIO()
         Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB").save(buffer, "JPEG", quality=80, optimize=True)
-        jpeg = base64.b64encode(buffer.getvalue()).decode()
-        if len(jpeg) < len(png):
+        if len(jpeg := base64.b64encode(buffer.getvalue()).decode()) < len(png):
             data["image/jpeg"] = jpeg
             del data["image/png"]
 
 
 def run(chosen: list[Path]) -> int:
     """Run notebooks at the profile of this machine; a table of what they measured, and one line for each failure."""
-    folder = ROOT / "runs" / time.strftime("%Y-%m-%d_%H%M%S")
+    folder, profile = ROOT / "runs" / time.strftime("%Y-%m-%d_%H%M%S"), runtime.current_profile()
     folder.mkdir(parents=True)
-    profile = runtime.current_profile()
     if profile == "smoke":
         os.environ.setdefault("AD_LOGS_DIR", str(folder / "lightning_logs"))
     logs, begun = runtime.logs_dir(profile), time.time()
@@ -125,12 +113,12 @@ def run(chosen: list[Path]) -> int:
     new = [path.parent for path in logs.glob("version_*/**/results.json") if path.stat().st_mtime >= begun - 1]
     print("\n" + (text := summary(results.load_results(logs), new)))
     (folder / "results.md").write_text(text + "\n", encoding="utf-8")
-    failed = {path.stem: why for path, why in zip(chosen, failures, strict=True) if why}
-    for name, why in failed.items():
-        print(f"FAILED {name}, {why}; see {runtime.show_path(folder / name)}.ipynb")
-    print(f"\n{len(chosen) - len(failed)} of {len(chosen)} notebooks ok in {time.time() - begun:.0f} s; "
-          f"executed copies: {runtime.show_path(folder)}")  # fmt: skip
-    return int(bool(failed))
+    for path, why in zip(chosen, failures, strict=True):
+        if why:
+            print(f"FAILED {path.stem}, {why}; see {runtime.show_path(folder / path.name)}")
+    ok, copies = failures.count(""), f"executed copies: {runtime.show_path(folder)}"
+    print(f"\n{ok} of {len(chosen)} notebooks ok in {time.time() - begun:.0f} s; {copies}")
+    return int(ok < len(chosen))
 
 
 def at_once(notebooks: int) -> int:
@@ -144,7 +132,7 @@ def at_once(notebooks: int) -> int:
 
 def summary(table: pd.DataFrame, folders: list[Path]) -> str:
     """The new versions as a table: what was measured on what, beside a control without a network."""
-    if not len(table) or not (rows := table[table["folder"].isin(folders)]).shape[0]:
+    if table.empty or (rows := table[table["folder"].isin(folders)]).empty:
         return "no new results"
     shown = pd.DataFrame({
         "version": rows.index,
@@ -156,9 +144,8 @@ def summary(table: pd.DataFrame, folders: list[Path]) -> str:
         "no network": [f"{value:.3f}" if value == value and value is not None else "" for value in rows["control_auroc"]],
         "train s": [f"{value:.0f}" for value in rows["train_seconds"]],
     })  # fmt: skip
-    return "Test AUROC of these trainings, and of a control without a network on the same images\n" + shown.to_string(
-        index=False
-    )
+    said = "Test AUROC of these trainings, and of a control without a network on the same images"
+    return f"{said}\n{shown.to_string(index=False)}"
 
 
 def reference(path: Path) -> int:
@@ -185,11 +172,12 @@ def reference(path: Path) -> int:
 
 def outputs(path: Path) -> int:
     """Run one notebook on the committed versions alone, and keep its outputs."""
+    unfinished = path.with_suffix(".unfinished")
     with tempfile.TemporaryDirectory() as empty:
         os.environ |= {"AD_PROFILE": "full", "AD_LOGS_DIR": f"{empty}/lightning_logs"}
-        failure = execute(path, path.with_suffix(".unfinished"), train=False)
+        failure = execute(path, unfinished, train=False)
     if not failure:
-        path.with_suffix(".unfinished").replace(path)
+        unfinished.replace(path)
     return int(bool(failure))
 
 
@@ -200,10 +188,10 @@ def main() -> int:
     parser.add_argument("--reference", action="store_true")
     parser.add_argument("--outputs", action="store_true")
     arguments = parser.parse_args()
-    chosen = [path for path in notebooks() if not arguments.numbers or path.name[:2] in arguments.numbers]
+    known = {path.name[:2]: path for path in notebooks()}
+    chosen = [path for number, path in known.items() if number in (arguments.numbers or known)]
     if not chosen:
-        known = ", ".join(path.name[:2] for path in notebooks())
-        raise SystemExit(f"no notebook {' '.join(arguments.numbers)}: there are {known}")
+        raise SystemExit(f"no notebook {' '.join(arguments.numbers)}: there are {', '.join(known)}")
     if arguments.reference:
         return max(reference(path) for path in chosen if "fit(" in source(path))
     return max(outputs(path) for path in chosen) if arguments.outputs else run(chosen)

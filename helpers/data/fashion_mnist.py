@@ -67,9 +67,8 @@ class FashionMNISTOneClass(OneClassData):
         self.subset = f"{'embedded part: ' * embedded}{len(everything):,} + {len(test):,} images"
 
         generator = torch.Generator().manual_seed(seed)
-        normal, anomalous = (torch.nonzero(everything.label == value)[:, 0] for value in (0, 1))
-        normal = normal[torch.randperm(len(normal), generator=generator)]
-        anomalous = anomalous[torch.randperm(len(anomalous), generator=generator)]
+        both = [torch.nonzero(everything.label == value)[:, 0] for value in (0, 1)]
+        normal, anomalous = (places[torch.randperm(len(places), generator=generator)] for places in both)
         kept = round(held_out * len(normal))  # as many anomalous images, to watch
         self.validation = everything.subset(torch.cat([normal[:kept][:max_images], anomalous[:kept][:max_images]]))
         normal, anomalous = normal[kept:][:max_images], anomalous[kept:]

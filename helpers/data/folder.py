@@ -55,8 +55,8 @@ class Folder(OneClassData):
             self.test, names, self.tested_on = good_and_painted(good[:0]), CARD[:1], "nothing"
         elif test is None:
             other = read_images(list_images(sample("keycaps") / "F12"), size, grey, resampling)
-            self.test, rest = stress_card(rest[:kept][:max_images], other, seed), rest[kept:]
-            names, self.tested_on = CARD, "stress card"
+            self.test, names, self.tested_on = stress_card(rest[:kept][:max_images], other, seed), CARD, "stress card"
+            rest = rest[kept:]
         else:
             paths, defect_type, names = list_types(Path(test))
             label, (mask, has_mask) = (defect_type > 0).long(), read_masks(Path(test).resolve().parent, paths, size)
@@ -87,8 +87,8 @@ def _different_images(folder: Path, size: int, grey: bool, resampling: str) -> T
     """The images of a folder, each once.  Raises DataError if they are too few."""
     paths = list_images(folder, nested=True)
     images = read_images(paths, size, grey, resampling)
-    for path, image in zip(paths, images, strict=True):
-        if image.flatten(1).amax(1).equal(image.flatten(1).amin(1)):
+    for path, image in zip(paths, images.flatten(2), strict=True):
+        if image.amax(1).equal(image.amin(1)):
             raise DataError(f"{path} shows one flat colour, as a failed exposure does: remove it")
     first = {image.numpy().tobytes(): place for place, image in reversed(list(enumerate(images)))}
     kept = sorted(first.values())

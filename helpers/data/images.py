@@ -26,11 +26,12 @@ def list_images(folder: Path, nested: bool = False) -> list[Path]:
     found = [path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
     images = sorted(path for path in found if path.suffix.lower() in ENDINGS)
     others = Counter(path.suffix.lower() for path in found if path.suffix.lower() not in ENDINGS)
-    left_out = ", ".join(f"{count} {ending or 'without ending'}" for ending, count in sorted(others.items())) or "none"
+    others = ", ".join(f"{count} {ending or 'without ending'}" for ending, count in sorted(others.items()))
+    said = f"{', '.join(ENDINGS)} are read; left out: {others or 'none'}"
     if not images:
-        raise DataError(f"no image in {folder}: {', '.join(ENDINGS)} are read; left out: {left_out}")
+        raise DataError(f"no image in {folder}: {said}")
     if others:
-        say_once(f"{show_path(folder)}: {', '.join(ENDINGS)} are read; left out: {left_out}")
+        say_once(f"{show_path(folder)}: {said}")
     return images
 
 
@@ -77,8 +78,7 @@ def read_masks(root: Path, images: Sequence[Path], size: int) -> tuple[Tensor, T
     files = (root / "ground_truth").glob("*/[!.]*")
     by_name = {(path.parent.name, path.stem.removesuffix("_mask")): path for path in files}
     found = [by_name.get((path.parent.name, path.stem)) for path in images]
-    empty = torch.zeros(size, size, dtype=torch.bool)
-    masks = [empty if path is None else read_mask(path, size) for path in found]
+    masks = [torch.zeros(size, size, dtype=torch.bool) if path is None else read_mask(path, size) for path in found]
     return torch.stack(masks), torch.tensor([path is not None for path in found])
 
 

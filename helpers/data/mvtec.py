@@ -50,9 +50,7 @@ class MVTec(OneClassData):
         max_images: int | None = None,
         resampling: str = "bicubic",
     ):
-        require(
-            (0 <= held_out < 1, f"held_out, the share of good images kept for thresholds, is in [0, 1): {held_out}")
-        )
+        require((0 <= held_out < 1, f"held_out, the share of good images for thresholds, is in [0, 1): {held_out}"))
         super().__init__(run.device, batch_size, 0, seed, augment, images_per_epoch)
         root, embedded = mvtec_root(run, dataset)
         paths = list_images(root / "train" / "good")

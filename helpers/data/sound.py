@@ -86,12 +86,10 @@ def list_clips(folder: Path) -> tuple[list[Path], list[Path], list[Path]]:
     parts = [[path for path, name in found.items() if name.startswith(kinds)]
              for kinds in (("normal/", "train/normal"), ("test/normal",), ("abnormal/", "test/anomaly"))]  # fmt: skip
     if len(parts[0]) < FEWEST or not parts[2]:
-        raise DataError(
-            f"{folder} needs {FEWEST} normal recordings or more ({', '.join(ENDINGS)}), and some anomalous ones: "
-            f"in normal/ and abnormal/, or as train/normal_*, test/normal_* and test/anomaly_*; "
-            f"found {len(parts[0])} and {len(parts[2])}"
-        )
-    return parts[0], parts[1], parts[2]
+        where = "in normal/ and abnormal/, or as train/normal_*, test/normal_* and test/anomaly_*"
+        needed = f"{FEWEST} normal recordings or more ({', '.join(ENDINGS)}), and some anomalous ones: {where}"
+        raise DataError(f"{folder} needs {needed}; found {len(parts[0])} and {len(parts[2])}")
+    return tuple(parts)
 
 
 class Recordings(OneClassData):
@@ -130,26 +128,20 @@ class Recordings(OneClassData):
         self.files = {"train": [path for path in normal if path not in left_out]}
         self.files |= {"validation": left_out, "test": [*(tested or left_out), *anomalous]}
         self.defect_types, random = ("normal", "anomalous", *(faults or ())), np.random.default_rng([seed, fold])
-        self.train, held = (
-            good_and_painted(read_spectrograms(self.files[name], seconds)) for name in ("train", "validation")
-        )
+        images = {name: read_spectrograms(paths, seconds) for name, paths in self.files.items()}
         faulty = [self._with_fault(path, image, fault, 2 + kind, random) for kind, fault in enumerate((faults or {}).values())
-                  for path, image in zip(left_out, held.images, strict=True)]  # fmt: skip
-        self.validation = good_and_painted(held.images, faulty)
+                  for path, image in zip(left_out, images["validation"], strict=True)]  # fmt: skip
+        self.train, self.validation = good_and_painted(images["train"]), good_and_painted(images["validation"], faulty)
         label = (torch.arange(len(self.files["test"])) >= len(tested or left_out)).long()
-        self.test = Split(read_spectrograms(self.files["test"], seconds), label, label)
-        self.counted = {
-            "n_train": len(normal),
-            "n_test_normal": len(tested or normal),
-            "n_test_anomalous": len(anomalous),
-        }
+        self.test, self.counted = Split(images["test"], label, label), {"n_train": len(normal)}
+        self.counted |= {"n_test_normal": len(tested or normal), "n_test_anomalous": len(anomalous)}
         part = "embedded part: " if SAMPLES in folder.parents else ""
         self.dataset = " ".join(Path(dataset).parts[-2:])
         self.subset = f"{part}{len(normal) + len(tested)} normal and {len(anomalous)} anomalous clips of {seconds:g} s"
         self.tested_on = "clips kept apart" if tested else f"normal clips left out in {self.folds} folds"
 
     def fields(self) -> dict:
-        """What defines the task: all folds together, in which each normal clip is tested once."""
+        """As of every data set, of all folds together, in which each normal clip is tested once."""
         return super().fields() | self.counted
 
     def _with_fault(self, path: Path, image: Tensor, fault: Fault, kind: int, random: np.random.Generator) -> tuple:
