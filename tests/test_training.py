@@ -19,7 +19,7 @@ from helpers.checkpoints import TrainingError
 from helpers.metrics import auroc
 from helpers.models import score_images
 from helpers.training import fit, load
-from tests.toy import BATCHES, ROOT, Adversarial, Toy, ToyModel, make_run, stopped
+from tests.toy import BATCHES, ROOT, Adversarial, Toy, ToyModel, assert_same, make_run, stopped
 
 pytestmark = pytest.mark.usefixtures("no_figures")
 KINDS = pytest.mark.parametrize("kind", [ToyModel, Adversarial])
@@ -29,13 +29,10 @@ def train(model, run, data=None, **options):
     return fit(model, data or Toy(), run, show=False, **{"checkpoint_seconds": 0} | options)
 
 
-def assert_same(first, second):
-    """The same weights and the same curves, but for the speed; and not because it began again."""
-    assert not list(first.folder.glob("broken*"))
-    for name, value in first.model.state_dict().items():
-        assert torch.equal(value, second.model.state_dict()[name]), name
-    one, two = (found.curves.query("name != 'speed/images_per_second'") for found in (first, second))
-    pd.testing.assert_frame_equal(one, two)
+def interrupt(model, run, *when, **how):
+    """A training of ``model`` that is stopped (see ``stopped``)."""
+    with pytest.raises(RuntimeError, match="stopped"):
+        train(stopped(model, *when, **how), run)
 
 
 # --- what comes back --------------------------------------------------------------------------------------------------
@@ -120,8 +117,7 @@ STOPS += [(1, "on_train_epoch_end"), (2, "on_train_epoch_end"), (0, "on_train_en
 @pytest.mark.parametrize(("calls", "hook"), STOPS)
 @KINDS
 def test_a_training_stopped_anywhere_ends_with_the_same_weights_and_curves(run, whole, kind, calls, hook):
-    with pytest.raises(RuntimeError, match="stopped"):
-        train(stopped(kind(), calls, hook=hook), run)
+    interrupt(kind(), run, calls, hook=hook)
     torch.manual_seed(987)  # a new process has another random state
     again = train(kind(), make_run(run.logs_dir.parent))
     assert again.folder == run.version and again.history["batches"] == 3 * BATCHES
@@ -167,8 +163,7 @@ def test_numpy_scalars_in_a_schedule_and_lightnings_number_of_steps_do_not_break
             cosine = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda batch: np.cos(batch / steps))
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": cosine, "interval": "step"}}
 
-    with pytest.raises(RuntimeError, match="stopped"):
-        train(stopped(Cosine(), 8), run)
+    interrupt(Cosine(), run, 8)
     again = train(Cosine(), make_run(run.logs_dir.parent))
     assert_same(again, train(Cosine(), make_run(run.logs_dir.parent / "other")))
 
@@ -182,8 +177,7 @@ DAMAGES = {
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_broken_checkpoint_is_kept_aside_and_the_training_begins_again(run, whole, capsys, damage):
-    with pytest.raises(RuntimeError, match="stopped"):
-        train(stopped(ToyModel(), 8), run)
+    interrupt(ToyModel(), run, 8)
     DAMAGES[damage](run.version / "last.ckpt")
     broken = (run.version / "last.ckpt").read_bytes()
     again = train(ToyModel(), make_run(run.logs_dir.parent))

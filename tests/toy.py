@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pandas as pd
 import torch
 from torch import nn
 
@@ -135,3 +136,12 @@ def stopped(model: AnomalyModel, batch: int, error: BaseException | None = None,
 
     setattr(model, hook, stop)
     return model
+
+
+def assert_same(first, second):
+    """The same weights and the same curves, but for the speed; and not because it began again."""
+    assert not list(first.folder.glob("broken*"))
+    for name, value in first.model.state_dict().items():
+        assert torch.equal(value, second.model.state_dict()[name]), name
+    one, two = (found.curves.query("name != 'speed/images_per_second'") for found in (first, second))
+    pd.testing.assert_frame_equal(one, two)

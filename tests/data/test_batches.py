@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from helpers.data import batches as module
-from helpers.data.batches import Augment, Batches, Split, good_and_painted, require, to_float, to_uint8
+from helpers.data.batches import Augment, Batches, Split, good_and_painted, to_float, to_uint8
 
 EVERYTHING = Augment(flip=0.5, degrees=20, shift=0.1, noise=0.2, scale=0.1, brightness=0.2)
 
@@ -222,9 +222,3 @@ def test_painted_images_come_after_good_ones_with_their_masks():
     assert split.label.tolist() == [0, 0, 1] and split.defect_type.tolist() == [0, 0, 3]
     assert not split.mask[:2].any() and torch.equal(split.mask[2], mask) and split.has_mask.all()
     assert good_and_painted(good).mask.shape == (2, 4, 4)
-
-
-def test_the_first_condition_that_does_not_hold_is_named():
-    require((True, "no"))
-    with pytest.raises(ValueError, match="^second$"):
-        require((True, "first"), (False, "second"), (False, "third"))

@@ -111,14 +111,6 @@ def test_a_tiny_picture_is_refused(tmp_path, shape, size):
         read_image(path, size)
 
 
-def test_a_photograph_is_upright_as_its_camera_says(tmp_path):
-    mark = Image.Exif()
-    mark[0x0112] = 6  # turn right by 90 degrees to see it
-    upright, _ = read_image(save(tmp_path / "1.png"))
-    turned, _ = read_image(save(tmp_path / "2.png", exif=mark))
-    assert torch.equal(turned, upright.rot90(-1, (1, 2)))
-
-
 @pytest.mark.filterwarnings("ignore:Truncated File Read")
 @pytest.mark.parametrize("ending", ["png", "jpg", "bmp", "tif", "webp"])
 @pytest.mark.parametrize("share", [0.0, 0.5, 0.9])
