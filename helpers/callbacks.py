@@ -12,7 +12,7 @@ from helpers import metrics, plots
 from helpers.checkpoints import LAST, TrainingError, check_finite
 from helpers.data.batches import Batches, rank_and_world, to_float, to_uint8
 from helpers.data.one_class import OneClassData
-from helpers.models import map_images, score_images
+from helpers.models import scores_and_maps
 from helpers.progress import Display, Line, clock, in_notebook
 
 WINDOW = 20  # batches between two readings of the losses: the only regular host synchronisation
@@ -54,13 +54,13 @@ class LossLogger(pl.Callback):
     def validate(self, trainer, model) -> None:
         """Log the scores of the held-out images, and with maps the best pixel F1 of each type of painted defect."""
         split = self.data.validation
-        scores, label = score_images(model, split), split.label.cpu().numpy()
+        (scores, maps), label = scores_and_maps(model, split), split.label.cpu().numpy()
         self.add(trainer, "validation/score_normal", scores[label == 0].mean())
         if label.any():
             self.add(trainer, "validation/score_anomalous", scores[label == 1].mean())
             self.add(trainer, "validation/auroc", metrics.auroc(scores, label))
-        if model.has_map and split.mask is not None and split.mask.any():
-            maps, kind, masks = map_images(model, split), split.defect_type.cpu().numpy(), split.mask.cpu().numpy()
+        if maps is not None and split.mask.any():
+            kind, masks = split.defect_type.cpu().numpy(), split.mask.cpu().numpy()
             for index in np.unique(kind[label == 1]):
                 chosen = (label == 0) | (kind == index)
                 value = metrics.best_f1(maps[chosen].ravel(), masks[chosen].ravel())

@@ -15,6 +15,7 @@ from helpers.data.one_class import OneClassData
 from helpers.models import AnomalyModel, scores_and_maps
 from helpers.progress import Line
 from helpers.runtime import Run
+from helpers.versions import read_results
 
 PIXEL_PERCENTILE = 99.9  # defects are small: one pixel in a thousand of good images may be flagged
 CONTROL = "5 nearest neighbours on raw pixels"
@@ -150,8 +151,6 @@ def run_seeds(
     first: the values of seed 0, trained already.  Seeds 1, 2 ... are trained as ``<name>_seed_<n>``.
     """
     if not run.train:
-        from helpers.results import read_results  # which imports this module
-
         return read_results(run.reference / name)["seeds"]
     found, line = [first], Line()
     for seed in range(1, seeds):

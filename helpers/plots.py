@@ -115,10 +115,8 @@ def score_histogram(scores, title: str = "") -> Figure:
     shown = np.minimum(score, np.quantile(score, 0.995))  # a far outlier would squeeze the rest
     edges = np.histogram_bin_edges(shown, 60)
     figure, ((axis,),) = canvas(3.2)
-    for value, name, flagged, colour in [
-        (0, "normal", "false alarms", NORMAL),
-        (1, "anomalous", "detected", ANOMALOUS),
-    ]:
+    sides = (0, "normal", "false alarms", NORMAL), (1, "anomalous", "detected", ANOMALOUS)
+    for value, name, flagged, colour in sides:
         some = label == value
         text = f"{name} ({some.sum():,} test images), {flagged}: {(score[some] > limit).sum():,} of {some.sum():,}"
         axis.hist(shown[some], edges, density=True, alpha=0.6, color=colour, label=text)

@@ -12,7 +12,7 @@ from helpers import metrics, plots, runtime
 from helpers.checkpoints import LAST
 from helpers.evaluation import Scores
 from helpers.training import Trained
-from helpers.versions import RESULTS, numbered, read_hparams
+from helpers.versions import RESULTS, numbered, read_hparams, read_results
 
 SCORES = "scores.npz"  # beside results.json: ``KEPT`` and defect_types, as in ``Scores``
 KEPT = ("score", "label", "defect_type", "validation")
@@ -69,14 +69,6 @@ def _log(scores: Scores, trained: Trained) -> None:
     writer.add_figure("results/curves", plots.roc_and_precision_recall({"this version": scores}, scores.title), step)
     writer.add_figure("results/defect_types", plots.bars(scores.by_defect_type(), scores.title, "AUROC"), step)
     writer.flush()
-
-
-def read_results(folder: Path) -> dict:
-    """The results.json of a version.  Raises FileNotFoundError that says what to do if there is none."""
-    path = Path(folder) / RESULTS
-    if not path.exists():
-        raise FileNotFoundError(f"no results in {runtime.show_path(folder)}: run its notebook to the end")
-    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def load_results(*logs: Path) -> pd.DataFrame:

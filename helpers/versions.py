@@ -1,5 +1,6 @@
 """TensorBoard versions: which folder a training goes to, and whether it is there already."""
 
+import json
 import os
 import re
 from pathlib import Path
@@ -68,6 +69,14 @@ def read_hparams(folder: Path) -> dict | None:
         return yaml.safe_load((folder / "hparams.yaml").read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError):  # a neighbour's broken file must not stop a training
         return None
+
+
+def read_results(folder: Path) -> dict:
+    """The results.json of a version.  Raises FileNotFoundError that says what to do if there is none."""
+    path = Path(folder) / RESULTS
+    if not path.exists():
+        raise FileNotFoundError(f"no results in {runtime.show_path(folder)}: run its notebook to the end")
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def _claim(logs_dir: Path) -> Path:
