@@ -19,56 +19,56 @@ from helpers.models import AnomalyModel, score_images
 from helpers.runtime import atomic_write, show_path
 from helpers.score import FORMAT, Detector
 
-OPSET = 18  # the first in which Resize can average, as Pillow does, when it makes an image smaller
+OPSET = 18  # the first in which Resize can average, as Pillow does, to make an image smaller
 TOLERANCE = 1e-3  # of a score, relative
 
-# the rule of helpers.data.images.read_image: the longer side becomes SIDE, edges are repeated to make a square
-PREPARE = """
-<ir_version: 8, opset_import: ["": 18]>
-prepare (uint8[height, width, 3] photo) => (float[1, CHANNELS, SIDE, SIDE] image, int64[2] first, int64[2] last)
-<int64[1] zero = {0}, float[1] side = {SIDE.0}, float half = {0.5}, float one = {1}, int64[2] ones = {1, CHANNELS},
- int64[2] square = {SIDE, SIDE}, int64[2] none = {0, 0}, int64 two = {2}, float middle = {127.5}CONSTANTS>
-{
-  coloured = Transpose<perm = [2, 0, 1]>(photo)
-  BRIGHTNESS
-  batch = Unsqueeze(channels, zero)
-  height_width = Shape<start = 2, end = 4>(batch)
-  measured = Cast<to = 1>(height_width)
-  longest = ReduceMax<keepdims = 1>(measured)
-  factor = Div(side, longest)
-  exact = Mul(measured, factor)
-  more = Add(exact, half)
-  floored = Floor(more)
-  at_least = Max(floored, one)
-  size = Cast<to = 7>(at_least)
-  new_shape = Concat<axis = 0>(ones, size)
-  resized = Resize<mode = "cubic", cubic_coeff_a = -0.5, antialias = 1>(batch, , , new_shape)
-  missing = Sub(square, size)
-  first = Div(missing, two)
-  after = Sub(missing, first)
-  pads = Concat<axis = 0>(none, first, none, after)
-  padded = Pad<mode = "edge">(resized, pads)
-  last = Add(first, size)
-  numbers = Cast<to = 1>(padded)
-  scaled = Div(numbers, middle)
-  image = Sub(scaled, one)
-}
-"""
-COLOUR = "channels = Identity(coloured)"
-# Pillow's rounding of 0.299 red + 0.587 green + 0.114 blue
-GREY = """wide = Cast<to = 6>(coloured)
-  parts = Mul(wide, weights)
-  total = ReduceSum(parts, zero)
-  rounded = Add(total, rounding)
-  brightness = Div(rounded, share)
-  channels = Cast<to = 2>(brightness)"""
-OF_GREY = ", int32[3, 1, 1] weights = {19595, 38470, 7471}, int32 rounding = {32768}, int32 share = {65536}"
-CROP = """
-<ir_version: 8, opset_import: ["": 18]>
-crop (float[SIDE, SIDE] whole, int64[2] first, int64[2] last) => (float[h, w] map) {
-  map = Slice(whole, first, last)
-}
-"""
+
+def _around(channels: int, side: int, ir_version: int) -> list:
+    """ONNX models: two that prepare a photograph for the network, and one that cuts its map to the photograph's shape."""
+    from onnx.compose import add_prefix
+    from onnxscript import FLOAT, INT64, UINT8, script
+    from onnxscript import opset18 as op
+
+    ones, square = [1, channels], [side, side]
+
+    @script()
+    def colour(photo):
+        pixels = op.Transpose(photo, perm=[2, 0, 1])
+        return pixels  # noqa: RET504  (the name of an output)
+
+    @script()
+    def grey(photo):
+        parts = op.Cast(photo, to=6) * [19595, 38470, 7471]  # Pillow's rounding of 0.299 red + 0.587 green + 0.114 blue
+        pixels = op.Unsqueeze(op.Cast((op.ReduceSum(parts, [2], keepdims=0) + 32768) / 65536, to=2), [0])
+        return pixels  # noqa: RET504
+
+    @script()
+    def prepare(pixels):  # as helpers.data.images.read_image: the longer side becomes ``side``, edges are repeated
+        measured = op.Cast(op.Shape(pixels, start=1), to=1)
+        exact = measured * (side / op.ReduceMax(measured, keepdims=1))
+        size = op.Cast(op.Max(op.Floor(exact + 0.5), 1.0), to=7)
+        batch, shape = op.Unsqueeze(pixels, [0]), op.Concat(ones, size, axis=0)
+        resized = op.Resize(batch, None, None, shape, mode="cubic", cubic_coeff_a=-0.5, antialias=1)
+        first = (square - size) / 2
+        pads = op.Concat([0, 0], first, [0, 0], square - size - first, axis=0)
+        image = op.Cast(op.Pad(resized, pads, mode="edge"), to=1) / 127.5 - 1.0
+        last = first + size
+        return image, first, last
+
+    @script()
+    def crop(whole, first, last):
+        map = op.Slice(whole, first, last)
+        return map  # noqa: RET504
+
+    pixels, places = UINT8[channels, "height", "width"], [INT64[2], INT64[2]]
+    parts = {grey if channels == 1 else colour: ([UINT8["height", "width", 3]], [pixels])}
+    parts |= {prepare: ([pixels], [FLOAT[1, channels, side, side], *places])}
+    parts |= {crop: ([FLOAT[side, side], *places], [FLOAT["h", "w"]])}
+    models = [part.to_model_proto(input_types=taken, output_types=given) for part, (taken, given) in parts.items()]
+    for model in models:
+        model.ir_version = ir_version
+        add_prefix(model, f"{model.graph.name}.", rename_inputs=False, rename_outputs=False, inplace=True)
+    return models
 
 
 class _Core(nn.Module):
@@ -95,19 +95,16 @@ def export(
     Raises ValueError if a score differs by more than 1 in 1,000, or a verdict; nothing is then written.
     """
     import onnx  # these two are needed by nobody else
-    from onnx import compose, parser
+    from onnx.compose import merge_models
 
     path, (channels, side) = Path(path), images.shape[1:3]
     threshold = float(np.float32(scores.threshold))  # as the file's numbers are
     core = _Core(copy.deepcopy(model).cpu().eval(), threshold)
-    grey, colour = {"BRIGHTNESS": GREY, "CONSTANTS": OF_GREY}, {"BRIGHTNESS": COLOUR, "CONSTANTS": ""}
-    fill = {"CHANNELS": str(channels), "SIDE": str(side)} | (grey if channels == 1 else colour)
-    prepare, crop = (parser.parse_model(_filled(text, fill)) for text in (PREPARE, CROP))
     traced = onnx.load_from_string(_traced(core, torch.zeros(1, channels, side, side)))
-    prepare.ir_version = crop.ir_version = traced.ir_version
-    kept = ["first", "last", "score", "anomalous", "whole"]
-    whole = compose.merge_models(prepare, traced, [("image", "image")], outputs=kept)
-    whole = compose.merge_models(whole, crop, [(name, name) for name in ("first", "last", "whole")])
+    pixels, prepare, crop = _around(channels, side, traced.ir_version)
+    whole = merge_models(pixels, prepare, [("pixels", "pixels")])
+    whole = merge_models(whole, traced, [("image", "image")], outputs=["first", "last", "score", "anomalous", "whole"])
+    whole = merge_models(whole, crop, [(name, name) for name in ("first", "last", "whole")])
     top = 1.0 if scores.validation_maps is None else scores.pixel_threshold
     note = {"format": FORMAT, "title": scores.title, "model": type(model).__name__, "threshold": threshold}
     note |= {"percentile": scores.percentile, "n_calibration": scores.n_calibration}
@@ -131,12 +128,6 @@ def _traced(core: nn.Module, example: Tensor) -> bytes:
         names = {"input_names": ["image"], "output_names": ["score", "anomalous", "whole"]}
         torch.onnx.export(core, (example,), buffer, opset_version=OPSET, dynamo=True, verbose=False, **names)
     return buffer.getvalue()
-
-
-def _filled(text: str, fill: dict[str, str]) -> str:
-    for name, value in fill.items():
-        text = text.replace(name, value)
-    return text
 
 
 def _compare(model: AnomalyModel, detector: Detector, images: Tensor) -> float:
