@@ -43,13 +43,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         path, buffer = Path(path), io.BytesIO()
         # NumPy scalars, of a learning-rate schedule for instance, could not be loaded with weights_only=True
         torch.save(tree_map(lambda value: value.item() if isinstance(value, np.generic) else value, checkpoint), buffer)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with atomic_write(path) as part, part.open("wb") as file:
-                file.write(buffer.getbuffer())
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            kept = "the previous one is intact" if path.exists() else "there is no earlier one"
-            problem = f"could not write the checkpoint {path.name} ({error.strerror}); {kept}"
-            raise TrainingError(f"{problem}. Make room, then run again") from error
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(path) as part, part.open("wb") as file:
+            file.write(buffer.getbuffer())
+            file.flush()
+            os.fsync(file.fileno())

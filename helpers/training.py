@@ -89,7 +89,7 @@ def fit(
             trained = load(model, run, folder)
     except OSError as error:
         where = runtime.show_path((run.version or run.logs_dir) / name)
-        advice = "make room or set AD_LOGS_DIR, then run again; the last checkpoint is intact"
+        advice = "make room or set AD_LOGS_DIR, then run again; the last checkpoint, if there is one, is intact"
         raise TrainingError(f"cannot write to {where} ({error.strerror or error}): {advice}") from error
     trained.logger = logger
     return trained

@@ -22,7 +22,7 @@ def find_folder(run: runtime.Run, name: str, identity: dict, resume: bool) -> Pa
     """The folder of this training under ``run.version``: one that holds it unfinished (``resume``), or a new one.
 
     name: sub-folder for further trainings, "" for the first; identity: settings and fingerprints, as in hparams.yaml.
-    Raises ValueError for a name that is no folder name, TrainingError if the folder cannot be written.
+    Raises ValueError for a name that is no folder name, OSError if the folder cannot be written.
     """
     if name and re.fullmatch(r"[\w-]+", name) is None:
         raise ValueError(f"a name is letters, digits, _ and -: got {name!r}")
@@ -90,11 +90,7 @@ def _claim(logs_dir: Path) -> Path:
     except FileExistsError:
         if named is None:  # another process took it in between
             return _claim(logs_dir)
-        problem = f"{runtime.show_path(folder)} exists: no earlier run is overwritten"
-        raise TrainingError(f"{problem}. Move it away, or unset AD_VERSION") from None
-    except OSError as error:
-        problem = f"cannot write to the log folder {logs_dir} ({error.strerror})"
-        raise TrainingError(f"{problem}: set AD_LOGS_DIR to a writable folder") from error
+        raise TrainingError(f"{folder.name} exists: no run is overwritten. Move it away, or unset AD_VERSION") from None
     _lock(folder)
     return folder
 

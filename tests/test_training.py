@@ -235,7 +235,7 @@ def test_a_disk_that_fills_while_checkpointing_keeps_the_previous_checkpoint(run
             raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(checkpoints.os, "fsync", full)
-    with pytest.raises(TrainingError, match=r"could not write .*last.ckpt \(No space.*\); the previous one is"):
+    with pytest.raises(TrainingError, match=r"cannot write to .*version_10 \(No space.*checkpoint.* is intact"):
         train(ToyModel(), run)
     assert not list(run.version.glob("*.part"))
     assert_same(train(ToyModel(), make_run(run.logs_dir.parent)), whole[ToyModel])
@@ -251,7 +251,7 @@ def test_a_disk_that_really_ends_is_one_clear_error(run, size):
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
-        with pytest.raises(TrainingError, match="cannot write to|could not write"):
+        with pytest.raises(TrainingError, match="cannot write to"):
             train(ToyModel(), run)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
@@ -263,7 +263,7 @@ def test_logs_that_become_read_only_are_one_clear_error(run, monkeypatch):
         raise OSError(errno.EROFS, "Read-only file system")
 
     monkeypatch.setattr(LossLogger, "add", refuse)
-    with pytest.raises(TrainingError, match=r"version_10 \(Read-only file system\).*AD_LOGS_DIR.*checkpoint is intact"):
+    with pytest.raises(TrainingError, match=r"version_10 \(Read-only file system\).*AD_LOGS_DIR.*, is intact"):
         train(ToyModel(), run)
 
 

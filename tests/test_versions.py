@@ -147,7 +147,7 @@ def test_a_reference_run_has_the_version_it_names_and_never_resumes_another(find
     find()
     monkeypatch.setenv("AD_VERSION", "0")
     assert find(run=run).name == find(run=run).name == "version_0"
-    with pytest.raises(TrainingError, match="version_0 exists: no earlier run is overwritten"):
+    with pytest.raises(TrainingError, match="version_0 exists: no run is overwritten"):
         find()
     monkeypatch.setenv("AD_VERSION", "next")
     with pytest.raises(ValueError, match="number of a version"):
@@ -185,7 +185,7 @@ def test_a_neighbour_that_cannot_be_read_does_not_block(find, content):
     assert find().name == "version_13"
 
 
-def test_a_log_folder_that_cannot_be_made_is_one_clear_error(find):
-    find.logs.write_text("a file where the folder should be")
-    with pytest.raises(TrainingError, match="cannot write to the log folder .*: set AD_LOGS_DIR to a writable folder"):
-        find()
+def test_a_log_folder_that_cannot_be_made_is_one_clear_error(run):
+    run.logs_dir.write_text("a file where the folder should be")
+    with pytest.raises(TrainingError, match="cannot write to .*: make room or set AD_LOGS_DIR"):
+        train(run)
