@@ -118,7 +118,12 @@ class ReconstructionLogger(pl.Callback):
         normal = int((fixed.label == 0).sum())
         self.filmed = [*range(min(2, normal)), *range(normal, len(fixed))][:4]
         self.film = {"frames": [], "frame_batches": []}
-        self.state_dict, self.load_state_dict = self.film.copy, self.film.update
+
+    def state_dict(self) -> dict:
+        return self.film
+
+    def load_state_dict(self, state: dict) -> None:
+        self.film.update(state)
 
     def on_train_batch_start(self, trainer, model, batch, batch_idx) -> None:
         if trainer.fit_loop.total_batch_idx % self.every == 0:
