@@ -7,13 +7,14 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch.nn import functional as F
+from tqdm import tqdm
 
 from helpers import metrics, plots
 from helpers.checkpoints import LAST, TrainingError, check_finite
 from helpers.data.batches import Batches, rank_and_world, to_float, to_uint8
 from helpers.data.one_class import OneClassData
 from helpers.models import scores_and_maps
-from helpers.progress import Display, Line, clock, in_notebook
+from helpers.progress import Display, Line, in_notebook
 
 WINDOW = 20  # batches between two readings of the losses: the only regular host synchronisation
 FRAMES, FRAME_SIDE = 12, 64  # of the film: moments kept, and their largest side in pixels
@@ -91,7 +92,7 @@ class LossLogger(pl.Callback):
         for name, mean in means.items():
             self.add(trainer, f"loss/{name}", mean)
         self.add(trainer, "speed/images_per_second", speed)
-        left = clock((self.total - self.batches) * self.seconds / self.batches)
+        left = tqdm.format_interval((self.total - self.batches) * self.seconds / self.batches)
         place = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}, batch {self.batches:,}/{self.total:,}"
         losses = ", ".join(f"{name} {mean:.3g}" for name, mean in means.items())
         self.line.show(f"{place}, {speed:,.0f} images/s, {left} left; {losses}")

@@ -5,7 +5,6 @@ of any size, gives score (float), anomalous (bool) and map (h, w), whose longer 
 """
 
 import copy
-import io
 import warnings
 from pathlib import Path
 
@@ -100,7 +99,11 @@ def export(
     path, (channels, side) = Path(path), images.shape[1:3]
     threshold = float(np.float32(scores.threshold))  # as the file's numbers are
     core = _Core(copy.deepcopy(model).cpu().eval(), threshold)
-    traced = onnx.load_from_string(_traced(core, torch.zeros(1, channels, side, side)))
+    options = {"input_names": ["image"], "output_names": ["score", "anomalous", "whole"], "opset_version": OPSET}
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # of the exporter's own deprecations
+        traced = torch.onnx.export(core, (torch.zeros(1, channels, side, side),), dynamo=True, verbose=False, **options)
+    traced = traced.model_proto
     pixels, prepare, crop = _around(channels, side, traced.ir_version)
     whole = merge_models(pixels, prepare, [("pixels", "pixels")])
     whole = merge_models(whole, traced, [("image", "image")], outputs=["first", "last", "score", "anomalous", "whole"])
@@ -118,16 +121,6 @@ def export(
     said = f"{len(images)} images scored as by the model (within {worst:.0e})"
     print(f"{show_path(path)}: {path.stat().st_size / 1e6:.1f} MB; {said}")
     return path
-
-
-def _traced(core: nn.Module, example: Tensor) -> bytes:
-    """The network as ONNX, by PyTorch's exporter."""
-    buffer = io.BytesIO()
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # of the exporter's own deprecations
-        names = {"input_names": ["image"], "output_names": ["score", "anomalous", "whole"]}
-        torch.onnx.export(core, (example,), buffer, opset_version=OPSET, dynamo=True, verbose=False, **names)
-    return buffer.getvalue()
 
 
 def _compare(model: AnomalyModel, detector: Detector, images: Tensor) -> float:

@@ -46,9 +46,3 @@ class Line:
         if not in_notebook() and (last or terminal):
             print(f"\r{text:{self.width}}" if terminal else text, end="\n" if last else "", flush=True)
             self.width = len(text)
-
-
-def clock(seconds: float) -> str:
-    """Seconds as m:ss or h:mm:ss."""
-    hours, minutes, seconds = int(seconds) // 3600, int(seconds) // 60 % 60, int(seconds) % 60
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -7,7 +7,7 @@ import types
 import pytest
 
 from helpers import progress
-from helpers.progress import Display, Line, clock, in_notebook
+from helpers.progress import Display, Line, in_notebook
 from helpers.training import fit
 from tests.toy import Toy, ToyModel
 
@@ -59,14 +59,9 @@ def test_a_terminal_gets_one_line_without_remains_of_a_longer_one(monkeypatch):
     assert screen.getvalue() == "\ra long text\rshort      \n"
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (61.9, "1:01"), (3599, "59:59"), (7325, "2:02:05")])
-def test_clock(seconds, text):
-    assert clock(seconds) == text
-
-
 def test_the_line_of_a_training_names_epoch_batch_speed_time_left_and_losses(run, kernel, no_figures):
     fit(ToyModel(), Toy(), run, show=False)
     (text,) = {content["text/plain"] for content in kernel.shown if isinstance(content, dict)}
     assert text.startswith("epoch 1/3, batch 6/18, ")
-    assert " images/s, 0:0" in text and " left; reconstruction 0." in text
+    assert " images/s, 00:0" in text and " left; reconstruction 0." in text
     assert kernel.updated[-1]["text/plain"].startswith("trained on 216 images in ")

@@ -21,6 +21,7 @@ import pandas as pd
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 from PIL import Image
+from tqdm import tqdm
 from traitlets.config import Config
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -28,7 +29,7 @@ LARGE = 80_000  # characters of a figure in a notebook
 sys.path.insert(0, str(ROOT))
 
 from helpers import results, runtime  # noqa: E402
-from helpers.progress import Line, clock  # noqa: E402
+from helpers.progress import Line  # noqa: E402
 from tools.notebooks import notebooks, source  # noqa: E402
 
 
@@ -43,7 +44,7 @@ class Client(NotebookClient):
 
     def show(self, text: str) -> None:
         place = f"{self.title}: cell {self.where} of {len(self.nb.cells)}"
-        self.working[self.title] = f"{place}, {clock(time.monotonic() - self.started)}  {text}"
+        self.working[self.title] = f"{place}, {tqdm.format_interval(time.monotonic() - self.started)}  {text}"
         each = 150 // len(self.working)
         self.line.show("  ".join(said[: each - 2].ljust(each - 2) for said in list(self.working.values())))
 
