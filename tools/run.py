@@ -77,7 +77,7 @@ def execute(path: Path, target: Path, train: bool = True) -> str:
         client.execute()
     except (CellExecutionError, DeadKernelError) as error:
         said = f"{error.ename}: {error.evalue}" if isinstance(error, CellExecutionError) else str(error)
-        failure = f"cell {client.where}: {re.sub(chr(10) + '.*', '', said, flags=re.S)}"
+        failure = f"cell {client.where}: " + said.partition("\n")[0]
     seconds = time.monotonic() - client.started
     for cell, cell.source in zip(book.cells, written, strict=True):
         for output in cell.get("outputs", []):
