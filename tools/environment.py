@@ -20,7 +20,7 @@ def run(*command: str) -> None:
 if sys.version_info < (3, 11):
     newer = next((found for minor in (13, 12, 11) if (found := shutil.which(f"python3.{minor}"))), None)
     if newer is None:
-        raise SystemExit(f"Python 3.11 or newer is needed, this is {sys.version[:7]}: make PYTHON=/path/to/python3")
+        raise SystemExit(f"Python 3.11 or newer is needed, not {sys.version.split()[0]}: make PYTHON=/path/to/python3")
     os.execv(newer, [newer, __file__])
 (VENV / "ready").unlink(missing_ok=True)
 if not list(BIN.glob("pip*")):  # a half-made one is made again
