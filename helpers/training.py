@@ -139,8 +139,8 @@ def _train(model, run, folder, loader, losses, watch, options) -> TensorBoardLog
     model.train()
     with runtime.tf32(True):
         trainer.fit(model, train_dataloaders=loader, ckpt_path=checkpoint, weights_only=True)
-    model.history = losses.summary() | _facts(model, run) | {"devices": trainer.world_size, "precision": precision}
-    model.history |= {"epochs": trainer.current_epoch} | watch.film
+    model.history = watch.film | losses.summary() | _facts(model, run) | {"devices": trainer.world_size}
+    model.history |= {"precision": precision, "epochs": trainer.current_epoch}
     check_finite(model)
     if trainer.is_global_zero:
         with runtime.atomic_write(folder / CURVES) as part:
