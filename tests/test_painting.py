@@ -1,5 +1,7 @@
-"""The painter of notebook 6: what it marks, what it leaves alone, and what it refuses."""
+"""The painter of notebook 6: what it marks, what it leaves alone, and what it refuses; the folded solutions."""
 
+import json
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -7,8 +9,13 @@ import torch
 
 from helpers.data.batches import to_float
 from tests.book import PAINTED, make_data, page
+from tests.toy import ROOT
 
-BOOK = page("06_denoising_autoencoder")
+NAME = "06_denoising_autoencoder"
+BOOK = page(NAME)
+CELLS = json.loads((ROOT / "notebooks" / f"{NAME}.ipynb").read_text(encoding="utf-8"))["cells"]
+TEXT = "\n".join("".join(cell["source"]) for cell in CELLS if cell["cell_type"] == "markdown")
+FOLDED = re.findall(r"<summary>Solution</summary>\s*```python\n(.*?)```\s*</details>", TEXT, re.S)
 SETTINGS = {"size": 64, "window": 64} | {name: PAINTED[name] for name in PAINTED if name not in ("size", "window")}
 
 
@@ -129,7 +136,7 @@ def test_a_window_is_the_same_part_of_images_and_regions():
     ],
 )
 def test_settings_that_cannot_be_painted_get_one_sentence(changes, words):
-    images = make_data("06_denoising_autoencoder").train.images
+    images = make_data(NAME).train.images
     BOOK["check_settings"](images, SETTINGS)
     with pytest.raises(ValueError, match=words) as caught:
         BOOK["check_settings"](images, SETTINGS | changes)
@@ -137,7 +144,7 @@ def test_settings_that_cannot_be_painted_get_one_sentence(changes, words):
 
 
 def test_images_without_an_object_are_named():
-    images = make_data("06_denoising_autoencoder").train.images.clone()
+    images = make_data(NAME).train.images.clone()
     images[1] = 100
     with pytest.raises(ValueError, match=r"training images 1 \(1 in all\): set on_object to False"):
         BOOK["check_settings"](images, SETTINGS)
@@ -164,7 +171,7 @@ def test_a_damaged_pixel_counts_three_times_but_a_large_region_no_more_than_a_sm
 
 
 def test_the_target_is_the_good_image_and_the_weighted_mask():
-    data = make_data("06_denoising_autoencoder")
+    data = make_data(NAME)
     model = BOOK["DenoisingAutoencoder"](SETTINGS | {"window": 32, "epochs": 1, "lr": 1e-3}).train()
     normal, seen = to_float(data.train.images[:4]), {}
     forward = model.forward
@@ -179,3 +186,20 @@ def test_the_target_is_the_good_image_and_the_weighted_mask():
     expected = (part - repaired).abs().mean() + (each * BOOK["pixel_weights"](mask, 3.0)).mean()
     assert total.item() == pytest.approx(expected.item(), rel=1e-5)
     assert mask.any()
+
+
+def test_another_image_comes_from_another_place_where_no_object_is_asked_for():
+    x = torch.zeros(2, 3, 64, 64)
+    x[0, :, 10, 20] = 1
+    filling = {}
+    for elsewhere in ((0, 0), (5, 60)):
+        torch.manual_seed(0)
+        filling[elsewhere] = torch.cat([BOOK["fillings"](x, x[:, :1] > -1, 0, elsewhere) for _ in range(20)])
+    assert (filling[0, 0][:, 0, 10, 20] == 1).any() and (filling[5, 60][:, 0, 15, 16] == 1).any()
+    assert not (filling[5, 60][1::2, 0, 10, 20] == 1).all()
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_the_solution_passes_its_own_checks(number):
+    assert len(FOLDED) == 3 and "assert" in FOLDED[number]
+    exec(compile(FOLDED[number], f"solution {number + 1}", "exec"), dict(BOOK))
