@@ -1,21 +1,16 @@
 """The painter of notebook 6: what it marks, what it leaves alone, and what it refuses; the folded solutions."""
 
-import json
-import re
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from helpers.data.batches import to_float
-from tests.book import PAINTED, make_data, page
-from tests.toy import ROOT
+from tests.book import PAINTED, make_data, page, solutions
 
 NAME = "06_denoising_autoencoder"
 BOOK = page(NAME)
-CELLS = json.loads((ROOT / "notebooks" / f"{NAME}.ipynb").read_text(encoding="utf-8"))["cells"]
-TEXT = "\n".join("".join(cell["source"]) for cell in CELLS if cell["cell_type"] == "markdown")
-FOLDED = re.findall(r"<summary>Solution</summary>\s*```python\n(.*?)```\s*</details>", TEXT, re.S)
+SOLUTIONS = solutions(NAME)
 SETTINGS = {"size": 64, "window": 64} | {name: PAINTED[name] for name in PAINTED if name not in ("size", "window")}
 
 
@@ -201,5 +196,5 @@ def test_another_image_comes_from_another_place_where_no_object_is_asked_for():
 
 @pytest.mark.parametrize("number", range(3))
 def test_the_solution_passes_its_own_checks(number):
-    assert len(FOLDED) == 3 and "assert" in FOLDED[number]
-    exec(compile(FOLDED[number], f"solution {number + 1}", "exec"), dict(BOOK))
+    assert len(SOLUTIONS) == 3 and "assert" in SOLUTIONS[number]
+    exec(compile(SOLUTIONS[number], f"solution {number + 1}", "exec"), dict(BOOK))
