@@ -24,6 +24,7 @@ class FashionMNISTOneClass(OneClassData):
     normal_class: 0 to 9, or a name from ``classes``; anomalous_class: instead, the one class that is anomalous.
     anomaly_fraction: gamma, the share of labelled anomalies in training and in each batch, in [0, 1); 0 is one-class.
     held_out: share of the normal training images kept for validation, with as many anomalous ones.
+    labelled: the kinds of anomalies that training and validation may hold; None: all.  The test split holds all.
     max_images: at most so many images of each label in each split.
     size: side of the (1, size, size) images, 28 or an even number above it: a black border is added.
     """
@@ -45,6 +46,7 @@ class FashionMNISTOneClass(OneClassData):
         anomalous_class: int | str | None = None,
         size: int = 28,
         images_per_epoch: int | None = None,
+        labelled: tuple[str, ...] | None = None,
     ):
         name = normal_class if anomalous_class is None else anomalous_class
         chosen = self.classes.index(name) if name in self.classes else name
@@ -69,6 +71,9 @@ class FashionMNISTOneClass(OneClassData):
         generator = torch.Generator().manual_seed(seed)
         both = [torch.nonzero(everything.label == value)[:, 0] for value in (0, 1)]
         normal, anomalous = (places[torch.randperm(len(places), generator=generator)] for places in both)
+        if labelled is not None:
+            known = torch.tensor([self.classes.index(kind) for kind in labelled])
+            anomalous = anomalous[torch.isin(everything.defect_type[anomalous], known)]
         kept = round(held_out * len(normal))  # as many anomalous images, to watch
         self.validation = everything.subset(torch.cat([normal[:kept][:max_images], anomalous[:kept][:max_images]]))
         normal, anomalous = normal[kept:][:max_images], anomalous[kept:]

@@ -1,0 +1,94 @@
+"""Notebook 2: kinds that may be labelled, equal updates, the cleaned bank, its tables, and the folded solutions."""
+
+import json
+import re
+from functools import cache
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from helpers.data.batches import to_float
+from helpers.data.fashion_mnist import CLASSES, FashionMNISTOneClass
+from tests.book import COMMON, DECODED, make_data, make_model, page
+from tests.toy import ROOT, make_run
+from tools.notebooks import definitions
+
+NAME = "02_dcgan"
+BOOK = ROOT / "notebooks" / f"{NAME}.ipynb"
+
+
+def lab(folder) -> dict:
+    """The notebook's functions with small settings and two updates a short training."""
+    settings = COMMON | DECODED | {"normal_class": 0, "batch_size": 8, "images_per_epoch": 8, "max_images": 20}
+    losses = "l1 patch latent adversarial_normal adversarial_anomalous abc_normal abc_anomalous"
+    settings |= {"watch_every": 100, "epochs": 1} | {f"weight_{loss}": 1.0 for loss in losses.split()}
+    scope = definitions(BOOK, settings=settings, run=make_run(folder, NAME))
+    scope["UPDATES"] = 2
+    return scope
+
+
+@cache
+def solutions() -> dict:
+    """What the python fences of the folded solutions define, beside the notebook's own definitions."""
+    cells = json.loads(BOOK.read_text(encoding="utf-8"))["cells"]
+    text = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+    folded = re.findall(r"<summary>Solution</summary>(.*?)</details>", text, re.S)
+    assert len(folded) == 3
+    scope = dict(page(NAME))
+    for part in folded:
+        exec("\n".join(re.findall(r"```python\n(.*?)```", part, re.S)), scope)
+    return scope
+
+
+def test_only_the_kinds_that_may_be_labelled_are_in_training_and_validation(tmp_path):
+    data = FashionMNISTOneClass(make_run(tmp_path, NAME), anomaly_fraction=0.2, labelled=("Bag",))
+    for split in (data.train, data.validation):
+        assert set(split.defect_type[split.label == 1].tolist()) == {CLASSES.index("Bag")}
+    assert data.train.label.sum() == round(0.25 * len(data.train.normal())), "as many as without the restriction"
+    assert set(data.test.defect_type.tolist()) == set(range(10))
+    with pytest.raises(ValueError, match="anomaly_fraction asks for"):
+        FashionMNISTOneClass(make_run(tmp_path, NAME), anomaly_fraction=0.6, labelled=("Bag",))
+
+
+def test_every_short_training_has_as_many_updates_and_the_tables_hold_what_is_planned(tmp_path):
+    scope = lab(tmp_path)
+    for gamma in (0.0, 0.01, 0.2, 0.5):
+        chosen = scope["settings"] | scope["short"](gamma) | {"max_images": None}
+        assert len(scope["make_data"](chosen).train_dataloader()) == 2
+    for table, rows in scope["plan"]().items():
+        kept = pd.read_csv(ROOT / "lightning_logs" / "version_1" / f"{table}.csv")
+        assert list(zip(kept["setting"], kept["seed"], strict=True)) == [row[:2] for row in rows]
+        assert kept["auroc"].between(0.5, 1).all()
+
+
+def test_a_row_of_a_table_counts_its_labels(tmp_path, no_figures):
+    scope = lab(tmp_path)
+    row = scope["measure"]("some", 0, scope["short"](0.5, labelled=("Bag",)) | {"max_images": None})
+    assert row["labels"] == 720 and {"auroc", "neighbours", "Bag", "Shirt"} < set(row)
+    assert 0 < scope["measure_classifier"]("other", 0, scope["short"](labelled=("Bag",)))["auroc"] <= 1
+
+
+def test_the_bank_keeps_what_the_network_holds_for_normal():
+    data, model = make_data(NAME), make_model("DCGAN", make_data(NAME)).eval()
+    model.hparams.scale = 4.0
+    images = data.train.normal()
+    with torch.no_grad():
+        x = to_float(images.images)
+        means = ((x - model.reconstruct(x)) / 2).unfold(2, 7, 7).unfold(3, 7, 7).mean((4, 5))
+    expected = 4.0 * means.square().mean((1, 2, 3)) <= np.log(2)
+    kept = page(NAME)["looks_normal"](model, images)
+    assert kept.tolist() == expected.tolist() and 0 < kept.sum() < len(kept)
+
+
+def test_the_solutions_hold():
+    found, net = solutions(), page(NAME)["make_discriminator"](4)
+    x = torch.randn(1, 1, 28, 28, requires_grad=True)
+    net(x)[0, 0, 3, 3].backward()
+    rows = torch.nonzero(x.grad[0, 0].abs().sum(1))[:, 0]
+    layers = [(layer.kernel_size[0], layer.stride[0]) for layer in net if hasattr(layer, "stride")]
+    assert found["window"](layers) == rows.max() - rows.min() + 1 == 18
+    assert found["trimmed"](torch.arange(100.0), 0.05).sum() == 95
+    ranks = found["mean_rank"](np.array([3.0, 1.0, 2.0]), np.array([10.0, -5.0, 900.0]))
+    assert ranks.tolist() == [2.5, 1.0, 2.5]
