@@ -25,6 +25,7 @@ class Folder(OneClassData):
         Without one, as many good images as are held out make a stress card.
     held_out: share kept for the threshold, in [0, 0.4], and once more with painted defects, to watch; 0 keeps none,
         for models that leave one image out at a time, and there is then no stress card.
+        fold: 1 keeps the next images instead, and so on.
     max_images: at most so many images of each label in each split.  resampling: as for ``read_image``.
     """
 
@@ -42,6 +43,7 @@ class Folder(OneClassData):
         images_per_epoch: int | None = None,
         max_images: int | None = None,
         resampling: str = "bicubic",
+        fold: int = 0,
     ):
         require((0 <= held_out <= 0.4, f"held_out, the share kept for the threshold, is in [0, 0.4]: got {held_out}"))
         super().__init__(run.device, batch_size, 0, seed, augment, images_per_epoch)
@@ -50,6 +52,7 @@ class Folder(OneClassData):
         self.dataset, self.subset = parts[-1], f"{len(good)} good images"
         good = good[torch.randperm(len(good), generator=torch.Generator().manual_seed(seed))]
         kept = max(2, round(held_out * len(good))) if held_out else 0
+        good = good.roll(-fold * kept, 0)
         held, rest = good[:kept][:max_images], good[kept:]
         if test is None and not held_out:
             self.test, names, self.tested_on = good_and_painted(good[:0]), CARD[:1], "nothing"

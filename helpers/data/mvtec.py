@@ -32,7 +32,7 @@ class MVTec(OneClassData):
 
     dataset: the name of a category, or the path of a folder.
     held_out: share of the good images kept for thresholds, some of them once more with ``PAINTED`` defects, to watch;
-        0 keeps none, for models that leave one image out at a time.
+        0 keeps none, for models that leave one image out at a time.  fold: 1 keeps the next images instead, and so on.
     max_images: at most so many images of each defect type in each split.  resampling: as for ``read_image``.
     """
 
@@ -49,6 +49,7 @@ class MVTec(OneClassData):
         held_out: float = 0.1,
         max_images: int | None = None,
         resampling: str = "bicubic",
+        fold: int = 0,
     ):
         require((0 <= held_out < 1, f"held_out, the share of good images for thresholds, is in [0, 1): {held_out}"))
         super().__init__(run.device, batch_size, 0, seed, augment, images_per_epoch)
@@ -63,6 +64,7 @@ class MVTec(OneClassData):
 
         images = images[torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))]
         kept = max(1, round(held_out * len(images))) if held_out else 0
+        images = images.roll(-fold * kept, 0)
         self.train = good_and_painted(images[kept:])
         self.validation = good_and_painted(images[:kept], self._painted(images[:kept]))
         label, (mask, has_mask) = (defect_type > 0).long(), read_masks(root, tests, size)
