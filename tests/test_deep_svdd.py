@@ -1,8 +1,5 @@
 """Notebook 4: guards, folds, p-values, the trainings that quick leaves out, and the folded solutions."""
 
-import json
-import re
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -15,22 +12,18 @@ from helpers.data.folder import Folder
 from helpers.data.mvtec import MVTec
 from helpers.data.samples import sample
 from helpers.models import predict
-from tests.book import COMMON, SPHERE, make_data, make_model, page
+from tests.book import COMMON, SPHERE, make_data, make_model, page, solutions
 from tests.toy import ROOT, make_run
 from tools.notebooks import definitions
 
 NAME = "04_deep_svdd"
 PATH = ROOT / "notebooks" / f"{NAME}.ipynb"
-CELLS = [cell for cell in json.loads(PATH.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "markdown"]
-FOLDED = re.findall(r"<summary>Solution</summary>(.*?)</details>", "\n".join("".join(c["source"]) for c in CELLS), re.S)
-SOLUTIONS = [code for part in FOLDED for code in re.findall(r"```python\n(.*?)```", part, re.S)]
 pytestmark = pytest.mark.usefixtures("no_figures")
 
 
 def test_the_solutions_pass_their_own_checks():
-    assert len(SOLUTIONS) == 3
-    for number, code in enumerate(SOLUTIONS):
-        assert "assert" in code
+    for number, code in enumerate(found := solutions(NAME)):
+        assert len(found) == 3 and "assert" in code
         exec(compile(code, f"solution {number + 1}", "exec"), dict(page(NAME)))
 
 
