@@ -38,7 +38,7 @@ MODELS = (
     ("03_hazelnut_autoencoder", "HazelnutAutoencoder", NUTS, 3),
     ("04_deep_svdd", "DeepSVDD", NUTS | {"soft": False}, 3),
     ("05_ganomaly", "GANomaly", {"epochs": 1, "images_per_epoch": 2560}, 3),
-    ("06_denoising_autoencoder", "DenoisingAutoencoder", NUTS | {"images_per_epoch": 240}, 3),
+    ("06_denoising_autoencoder", "DenoisingAutoencoder", NUTS | {"images_per_epoch": 720}, 3),
     ("08_machine_sound", "SoundAutoencoder", {}, 3),
 )
 
