@@ -79,7 +79,8 @@ def execute(path: Path, target: Path, train: bool = True) -> str:
         said = f"{error.ename}: {error.evalue}" if isinstance(error, CellExecutionError) else str(error)
         failure = f"cell {client.where}: " + said.partition("\n")[0]
     seconds = time.monotonic() - client.started
-    for cell, cell.source in zip(book.cells, written, strict=True):
+    for cell, text in zip(book.cells, written, strict=True):
+        cell.source = text
         for output in cell.get("outputs", []):
             shrink(output.get("data", {}))
     nbformat.write(book, target)
