@@ -139,7 +139,7 @@ def neighbour_control(data: OneClassData, neighbours: int = 5, side: int = 32) -
     known, parts = flat(data.train.normal()), flat(data.test).split(500)
     count = min(neighbours, len(known))
     distances = [torch.cdist(part, known).topk(count, largest=False).values.mean(1) for part in parts]
-    return torch.cat(distances).double().cpu().numpy()
+    return torch.cat(distances).cpu().double().numpy()
 
 
 def run_seeds(

@@ -83,7 +83,7 @@ def true_positive_rate_interval(
 ) -> tuple[float, float]:
     """95 % bootstrap interval of the detection rate, of which both the anomalies and the threshold are a sample.
 
-    Each draw takes as many held-out normal images and anomalous test images as there are, with replacement.
+    Each draw takes as many held-out normal images as there are, with replacement, and a rate that would find as many.
     normal_score: (views * M,), all of the M held-out images once, then all again in another view.
     """
     label, score = _checked(score, label)
@@ -91,8 +91,9 @@ def true_positive_rate_interval(
     images = np.asarray(normal_score, dtype=np.float64).reshape(views, -1).T
     drawn = generator.choice(images, (n_bootstrap, len(images))).reshape(n_bootstrap, -1)
     limits = np.percentile(drawn, percentile, axis=1, method="higher")
-    share = 1 - np.searchsorted(anomalous, limits, side="right") / len(anomalous)
-    low, high = np.percentile(generator.binomial(len(anomalous), share) / len(anomalous), [2.5, 97.5])
+    found = len(anomalous) - np.searchsorted(anomalous, limits, side="right")
+    rates = generator.beta(found + 0.5, len(anomalous) - found + 0.5)  # Jeffreys: all of 6 found is no certainty
+    low, high = np.percentile(rates, [2.5, 97.5])
     return float(low), float(high)
 
 

@@ -7,6 +7,7 @@ Needs onnxruntime, NumPy and Pillow, no torch.  Exit status: 0 all normal, 1 som
 
 import argparse
 import csv
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from PIL import Image
 from helpers.data.photo import ENDINGS, DataError, open_photo
 
 FORMAT = "image-anomaly-detection detector 1"
+LARGEST = 1600  # pixels of a picture with its map
 SMALLEST = 0.5  # of the photographs that the detector learned from: smaller ones lack the detail
 
 
@@ -66,19 +68,25 @@ class Detector:
 
 
 def overlay(photo: np.ndarray, heat: np.ndarray, top: float) -> Image.Image:
-    """The photograph, red where ``heat`` (h, w) is above ``top``, the 99.9th percentile on good photographs."""
-    height, width = photo.shape[:2]
+    """The photograph, at most ``LARGEST`` pixels wide and high, red where ``heat`` (h, w) is above ``top``.
+
+    top: the 99.9th percentile on good photographs.
+    """
+    picture = Image.fromarray(photo)
+    picture.thumbnail((LARGEST, LARGEST))
     strength = np.clip((heat / top - 1) / 0.3, 0, 1)
-    alpha = Image.fromarray(np.uint8(170 * strength)).resize((width, height), Image.Resampling.BILINEAR)
-    return Image.composite(Image.new("RGB", (width, height), (230, 30, 0)), Image.fromarray(photo), alpha)
+    alpha = Image.fromarray(np.uint8(170 * strength)).resize(picture.size, Image.Resampling.BILINEAR)
+    return Image.composite(Image.new("RGB", picture.size, (230, 30, 0)), picture, alpha)
 
 
-def files_of(paths: list[str]) -> list[Path]:
-    """Photographs themselves, and those in folders and below; what is no image in a folder is passed over."""
+def files_of(paths: list[str], maps: Path | None = None) -> list[Path]:
+    """Photographs themselves, and those in folders and below: no hidden files, nothing in ``maps``."""
     found = []
     for path in map(Path, paths):
-        inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in ENDINGS) if path.is_dir() else [path]
-        found += inside
+        inside = sorted(path.rglob("*")) if path.is_dir() else []
+        inside = [file for file in inside if file.suffix.lower() in ENDINGS and maps not in file.parents]
+        found += [file for file in inside if not any(part.startswith(".") for part in file.relative_to(path).parts)]
+        found += [] if path.is_dir() else [path]
     return found
 
 
@@ -90,35 +98,44 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--csv", type=Path, help="also write a table")
     parser.add_argument("--maps", type=Path, help="also write every photograph with its anomalous places in red")
     options = parser.parse_args(arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a console that lacks the letters of a file's name must not stop the run
+            stream.reconfigure(errors="replace")
     try:
-        detector, files = Detector(options.detector), files_of(options.paths)
+        detector, files = Detector(options.detector), files_of(options.paths, options.maps)
         if not files:
             raise DataError(f"no photograph in {', '.join(options.paths)}: {', '.join(ENDINGS)} are read")
         if options.maps:
             options.maps.mkdir(parents=True, exist_ok=True)
+        table = options.csv or Path(os.devnull)
+        with table.open("w", newline="", encoding="utf-8-sig", errors="replace") as file:
+            count = score_all(detector, files, csv.writer(file), options.maps)
     except (DataError, OSError) as error:
         print(error, file=sys.stderr)
         return 2
-    rows = []
+    print(f"{len(files)} photographs: " + ", ".join(f"{many} {kind}" for kind, many in count.items()))
+    return 2 if count["unreadable"] else int(count["ANOMALOUS"] > 0)
+
+
+def score_all(detector: Detector, files: list[Path], table, maps: Path | None) -> dict[str, int]:
+    """Print a line for each photograph and write it to the table; how many there are of each verdict."""
+    count = {"normal": 0, "ANOMALOUS": 0, "unreadable": 0}
+    table.writerow(["file", "verdict", "score", "threshold"])
     for number, path in enumerate(files):
         try:
             photo = detector.read(path)
             found = detector(photo)
             verdict, score = "ANOMALOUS" if found.anomalous else "normal", f"{found.score:.4f}"
             print(f"{verdict:10}{score:>10}  {path}", flush=True)
-            if options.maps:  # numbered: two folders may hold the same name
+            if maps:  # numbered: two folders may hold the same name
                 picture = overlay(photo, found.map, float(detector.note["map_top"]))
-                picture.save(options.maps / f"{number:04}_{path.stem}.png")
+                picture.save(maps / f"{number:04}_{path.stem}.png")
         except (DataError, OSError) as error:
             verdict, score = "unreadable", ""
             print(f"{verdict:20}  {error}", file=sys.stderr, flush=True)
-        rows.append([path, verdict, score, detector.threshold])
-    if options.csv:
-        with options.csv.open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([["file", "verdict", "score", "threshold"], *rows])
-    count = {kind: sum(row[1] == kind for row in rows) for kind in ("normal", "ANOMALOUS", "unreadable")}
-    print(f"{len(rows)} photographs: " + ", ".join(f"{many} {kind}" for kind, many in count.items()))
-    return 2 if count["unreadable"] else int(count["ANOMALOUS"] > 0)
+        count[verdict] += 1
+        table.writerow([path, verdict, score, detector.threshold])
+    return count
 
 
 if __name__ == "__main__":

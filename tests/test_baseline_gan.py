@@ -1,24 +1,12 @@
-"""Notebook 1: kinds left unlabelled, a photograph as input, and the folded solutions."""
+"""Notebook 1: a photograph as input, and the folded solutions."""
 
 import numpy as np
 import torch
 from PIL import Image
 
-from helpers.data.fashion_mnist import FashionMNISTOneClass
 from tests.book import page, solutions
-from tests.toy import make_run
 
 NAME = "01_baseline_gan"
-
-
-def test_a_kind_left_out_is_in_neither_training_nor_validation_but_in_the_test_split(tmp_path):
-    data = FashionMNISTOneClass(make_run(tmp_path, NAME), max_images=100)
-    hidden = [data.classes.index(kind) for kind in page(NAME)["SHOES"]]
-    before = len(data.train.normal())
-    page(NAME)["unlabelled"](data, page(NAME)["SHOES"])
-    for split in (data.train, data.validation):
-        assert not set(hidden) & set(split.defect_type.tolist()) and split.label.sum()
-    assert set(hidden) <= set(data.test.defect_type.tolist()) and len(data.train.normal()) == before
 
 
 def test_a_photograph_is_bright_on_black_whatever_its_background(tmp_path):

@@ -1,5 +1,6 @@
 """A detector as one file: the same scores as the model's, on photographs of any size, and one sentence for bad files."""
 
+import os
 import subprocess
 import sys
 
@@ -132,7 +133,7 @@ def test_a_table_and_pictures_are_written(toy, photos, tmp_path):
     _, path, _ = toy
     table, maps = tmp_path / "out.csv", tmp_path / "maps"
     run_main(path, photos, photos.parent / "odd", "--csv", table, "--maps", maps)
-    lines = table.read_text().splitlines()
+    lines = table.read_text(encoding="utf-8-sig").splitlines()
     assert lines[0] == "file,verdict,score,threshold" and len(lines) == 4
     assert [line.split(",")[1] for line in lines[1:]] == ["normal", "normal", "ANOMALOUS"]
     pictures = sorted(maps.iterdir())
@@ -141,6 +142,37 @@ def test_a_table_and_pictures_are_written(toy, photos, tmp_path):
     plain, _, marked = (np.asarray(one).astype(int) for one in pixels)
     assert (plain == plain[0, 0]).all(), "nothing is red on a normal one"
     assert (marked[..., 0] - marked[..., 2]).max() > 50, "something is red"
+
+
+def test_hidden_files_and_its_own_pictures_are_not_scored(toy, photos, capsys):
+    _, path, _ = toy
+    (photos / "._1.png").write_bytes(b"of a Mac")
+    (photos / ".cache").mkdir()
+    Image.new("RGB", (80, 60)).save(photos / ".cache" / "3.png")
+    for _ in range(2):
+        assert run_main(path, photos, "--maps", photos / "maps") == 0
+        assert "2 photographs: 2 normal" in capsys.readouterr().out
+
+
+def test_a_table_that_cannot_be_written_stops_the_run_before_it_scores(toy, photos, tmp_path, capsys):
+    _, path, _ = toy
+    assert run_main(path, photos, "--csv", tmp_path / "nowhere" / "out.csv") == 2
+    printed = capsys.readouterr()
+    assert "nowhere" in printed.err and not printed.out
+
+
+def test_a_console_without_the_letters_of_a_name_does_not_stop_the_run(toy, photos, tmp_path):
+    _, path, _ = toy
+    (photos / "1.png").rename(photos / "Łódź.png")
+    command = [sys.executable, "-m", "helpers.score", str(path), str(photos)]
+    environment = os.environ | {"PYTHONIOENCODING": "cp1252", "PYTHONUTF8": "0"}
+    found = subprocess.run(command, cwd=ROOT, capture_output=True, env=environment)
+    assert found.returncode == 0 and b"2 photographs: 2 normal" in found.stdout, found.stderr
+
+
+def test_a_large_photograph_gets_a_smaller_picture():
+    photo = np.zeros((2000, 4000, 3), np.uint8)
+    assert score.overlay(photo, np.zeros((128, 256), np.float32), 1.0).size == (1600, 800)
 
 
 def test_a_turned_photograph_is_scored_upright(toy, tmp_path):

@@ -110,6 +110,12 @@ def test_the_interval_covers_the_true_rate_as_often_as_it_says():
     assert 0.88 <= covered / trials < 1, "it counts that both the anomalies and the held-out images are few"
 
 
+def test_all_found_of_a_few_is_no_certainty():
+    score, label = np.array([0.0, *[9.0] * 6]), np.array([0, *[1] * 6])
+    low, high = metrics.true_positive_rate_interval(score, label, [0.0, 1.0])
+    assert 0.55 < low < 0.75 and high > 0.99, "the exact interval of 6 of 6 is 0.54 to 1"
+
+
 # --- maps -------------------------------------------------------------------------------------------------------------
 
 

@@ -30,7 +30,8 @@ course = next((p for p in (here, *here.parents, fetched) if (p / "helpers" / "bo
 if course is None:
     part = fetched.with_suffix(".part")
     shutil.rmtree(part, ignore_errors=True)
-    if subprocess.run(["git", "clone", "--quiet", "--depth", "1", REPOSITORY, str(part)]).returncode:
+    command = ["git", "clone", "--quiet", "--depth", "1", REPOSITORY, str(part)]
+    if shutil.which("git") is None or subprocess.run(command).returncode:
         raise SystemExit(f"could not fetch the course from {{REPOSITORY}}: is there a network, and git?")
     course = part.rename(fetched)
 sys.path.insert(0, str(course))

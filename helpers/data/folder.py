@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from helpers.data.batches import Augment, Split, good_and_painted, require
 from helpers.data.images import NORMAL_NAMES, list_images, list_types, read_images, read_masks
@@ -47,8 +48,10 @@ class Folder(OneClassData):
     ):
         require((0 <= held_out <= 0.4, f"held_out, the share kept for the threshold, is in [0, 0.4]: got {held_out}"))
         super().__init__(run.device, batch_size, 0, seed, augment, images_per_epoch)
-        good = _different_images(Path(path), size, grey, resampling)
-        parts = [part for part in Path(path).resolve().parts if part.lower() not in (*NORMAL_NAMES, "train", "images")]
+        path, test = Path(path).expanduser(), None if test is None else Path(test).expanduser()
+        _require_only_good(path, test)
+        good = _different_images(path, size, grey, resampling)
+        parts = [part for part in path.resolve().parts if part.lower() not in (*NORMAL_NAMES, "train", "images")]
         self.dataset, self.subset = parts[-1], f"{len(good)} good images"
         good = good[torch.randperm(len(good), generator=torch.Generator().manual_seed(seed))]
         kept = max(2, round(held_out * len(good))) if held_out else 0
@@ -61,10 +64,13 @@ class Folder(OneClassData):
             self.test, names, self.tested_on = stress_card(rest[:kept][:max_images], other, seed), CARD, "stress card"
             rest = rest[kept:]
         else:
-            paths, defect_type, names = list_types(Path(test))
-            label, (mask, has_mask) = (defect_type > 0).long(), read_masks(Path(test).resolve().parent, paths, size)
+            paths, defect_type, names = list_types(test)
+            label, (mask, has_mask) = (defect_type > 0).long(), read_masks(test.resolve().parent, paths, size)
             masks = (mask, has_mask | (label == 0)) if has_mask.any() else (None, None)
             self.test = Split(read_images(paths, size, grey, resampling), label, defect_type, *masks)
+            known = {image.numpy().tobytes() for image in good}
+            if twice := sum(image.numpy().tobytes() in known for image in self.test.normal().images):
+                raise DataError(f"{twice} good photographs in {test} are in {path}, too: move them, do not copy")
             self.test = self.test if max_images is None else self.test.first_of_each(max_images)
             self.tested_on = ", ".join(names[1:])
         if max_images is not None and max_images < len(rest):
@@ -86,6 +92,20 @@ def stress_card(golden: Tensor, other: Tensor, seed: int = 0) -> Split:
     return Split(images, (row > 0).long(), row)
 
 
+def _require_only_good(folder: Path, test: Path | None) -> None:
+    """DataError if what lies below a folder of good images seems to hold others."""
+    if test is not None and test.resolve().is_relative_to(folder.resolve()):
+        raise DataError(f"{test} lies in {folder}, where all images are learned as good: move it elsewhere")
+    for place in (folder, *(part for part in folder.rglob("[!.]*") if part.is_dir())):
+        names = {part.name.lower(): part for part in place.glob("[!.]*") if part.is_dir()}
+        good = [part for name, part in names.items() if name in NORMAL_NAMES]
+        if {"test", "ground_truth"} & set(names) or (good and len(names) > 1):
+            advice = f"give {good[0]}" if good else "give the sub-folder with good images only"
+            raise DataError(
+                f"{place} holds {', '.join(sorted(names))}, and all images would be learned as good: {advice}"
+            )
+
+
 def _different_images(folder: Path, size: int, grey: bool, resampling: str) -> Tensor:
     """The images of a folder, each once.  Raises DataError if they are too few."""
     paths = list_images(folder, nested=True)
@@ -99,6 +119,13 @@ def _different_images(folder: Path, size: int, grey: bool, resampling: str) -> T
         say_once(f"{show_path(folder)}: {len(images) - len(kept)} of {len(images)} images are copies and left out")
     if len(kept) < FEWEST:
         raise DataError(f"{folder} holds {len(kept)} different images: {FEWEST} are needed, 50 or more are better")
+    small = F.interpolate(images[kept].float(), 32, mode="area").flatten(1)
+    apart = torch.cdist(small, small).fill_diagonal_(torch.inf).amin(1) / small.shape[1] ** 0.5
+    if alike := int(
+        (apart < 1).sum()
+    ):  # root mean square, in grey levels of 255: JPEG makes 0.5, another nut 4 or more
+        pairs = f"{show_path(folder)}: {alike} of {len(kept)} photographs hardly differ from another one"
+        say_once(f"{pairs}: if a part is shown twice, keep one of them, or the threshold is too low")
     return images[kept]
 
 

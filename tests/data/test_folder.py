@@ -117,3 +117,28 @@ def test_a_black_frame_is_refused_by_name(make, parts):
 def test_a_share_that_leaves_too_little_to_learn_from_is_refused(make, parts):
     with pytest.raises(ValueError, match=r"held_out, .* in \[0, 0.4\]: got 0.5"):
         make(parts, held_out=0.5)
+
+
+def test_a_part_photographed_twice_or_saved_again_is_named(make, parts, capsys):
+    Image.open(parts / "003.png").save(parts / "again.jpg", quality=100, subsampling=0)
+    make(parts)
+    assert "2 of 21 photographs hardly differ from another one" in capsys.readouterr().out
+
+
+def test_defects_below_the_good_images_are_not_learned(make, parts, tmp_path):
+    write(parts.parent / "scratched", 3, seed=1)
+    with pytest.raises(DataError, match=r"screws holds good, scratched, .* learned as good: give .*good"):
+        make(parts.parent)
+    defects = write(parts / "line_2" / "test" / "bent", 3, seed=1).parent
+    with pytest.raises(DataError, match="line_2 holds test"):
+        make(parts)
+    with pytest.raises(DataError, match=r"test lies in .*good, where all images are learned"):
+        make(parts, test=defects)
+
+
+def test_good_test_photographs_must_not_have_been_learned(make, parts, tmp_path):
+    test = write(tmp_path / "test" / "bent", 3, seed=1).parent
+    write(test / "good", 4, seed=2)
+    shutil.copy(parts / "007.png", test / "good" / "copy.png")
+    with pytest.raises(DataError, match="1 good photographs in .*test are in .*good, too"):
+        make(parts, test=test)
