@@ -147,7 +147,7 @@ def bars(values: Mapping[str, float], title: str, label: str, reference: tuple[s
     """Horizontal bars with their values, and a dashed line for a reference value (name, value)."""
     figure, ((axis,),) = canvas(0.28 * len(values) + 1.0)
     drawn = axis.barh(list(values)[::-1], list(values.values())[::-1], color=NORMAL, alpha=0.85)
-    axis.bar_label(drawn, fmt="%.3f", padding=3, fontsize=9)
+    axis.bar_label(drawn, fmt="%.3f", padding=3, fontsize=9, bbox={"facecolor": "white", "linewidth": 0, "pad": 1})
     shown = list(values.values())
     if reference:
         shown.append(reference[1])
