@@ -81,10 +81,10 @@ def overlay(photo: np.ndarray, heat: np.ndarray, top: float) -> Image.Image:
 
 def files_of(paths: list[str], maps: Path | None = None) -> list[Path]:
     """Photographs themselves, and those in folders and below: no hidden files, nothing in ``maps``."""
-    found = []
+    found, own = [], maps and maps.resolve()
     for path in map(Path, paths):
         inside = sorted(path.rglob("*")) if path.is_dir() else []
-        inside = [file for file in inside if file.suffix.lower() in ENDINGS and maps not in file.parents]
+        inside = [file for file in inside if file.suffix.lower() in ENDINGS and own not in file.resolve().parents]
         found += [file for file in inside if not any(part.startswith(".") for part in file.relative_to(path).parts)]
         found += [] if path.is_dir() else [path]
     return found

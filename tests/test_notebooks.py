@@ -2,13 +2,15 @@
 
 import ast
 import json
+import os
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 
 from tests.toy import ROOT
-from tools import notebooks
+from tools import notebooks, run
 
 BOOKS = {path.name: json.loads(path.read_text(encoding="utf-8")) for path in notebooks.notebooks()}
 READS_ONLY = "09_from_score_to_decision.ipynb"
@@ -82,3 +84,29 @@ def test_the_address_stands_everywhere_and_one_command_changes_it(tmp_path, monk
     for path in files:
         assert "someone/else.where" in path.read_text() and old not in path.read_text()
         assert f"{old.removeprefix('https://github.com/')}/blob" not in path.read_text()
+
+
+@pytest.mark.parametrize("failure", ["", "cell 3: KeyError"])
+def test_a_reference_run_replaces_the_version_only_when_it_is_complete(tmp_path, monkeypatch, failure):
+    logs, page = tmp_path / "lightning_logs", tmp_path / "04_deep_svdd.ipynb"
+    (logs / "version_3").mkdir(parents=True)
+    for name in ("results.json", "mnist.csv"):
+        (logs / "version_3" / name).write_text("old")
+
+    def execute(path, target, train=True):
+        assert (logs / "version_3" / "mnist.csv").exists(), "the notebook reads the version before meanwhile"
+        if train:
+            new = Path(os.environ["AD_LOGS_DIR"]) / f"version_{os.environ['AD_VERSION']}"
+            new.mkdir(parents=True)
+            (new / "results.json").write_text("new")
+        target.write_text("{}")
+        return failure
+
+    monkeypatch.setenv("AD_LOGS_DIR", str(logs))
+    monkeypatch.setattr(run, "ROOT", tmp_path)
+    monkeypatch.setattr(run, "execute", execute)
+    assert run.reference(page) == int(bool(failure))
+    assert (logs / "version_3" / "results.json").read_text() == ("old" if failure else "new")
+    assert (logs / "version_3" / "mnist.csv").read_text() == "old"
+    assert os.environ["AD_LOGS_DIR"] == str(logs) and "AD_VERSION" not in os.environ
+    assert len(list(logs.glob("replaced_version_3_*"))) == int(not failure)

@@ -16,6 +16,7 @@ import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from unittest.mock import patch
 
 import nbformat
 import pandas as pd
@@ -152,36 +153,38 @@ def summary(table: pd.DataFrame, folders: list[Path]) -> str:
 
 
 def reference(path: Path) -> int:
-    """Train one notebook in full into its committed version; the old version and outputs stay if it fails."""
-    number = int(path.name[:2]) - 1
-    logs = runtime.logs_dir("full")
-    version, old = logs / f"version_{number}", logs / f"replaced_version_{number}_{int(time.time())}"
+    """Train one notebook in full, then put its version in the place of the committed one, which it may read till then.
+
+    The version before is kept under another name; tables of long runs that were not made again are taken over.
+    """
+    version = runtime.logs_dir("full") / f"version_{int(path.name[:2]) - 1}"
+    old = version.with_name(f"replaced_{version.name}_{int(time.time())}")
+    folder = ROOT / "runs" / old.name.replace("replaced", "reference")
+    folder.mkdir(parents=True)
+    names = {"AD_PROFILE": "full", "AD_VERSION": version.name[8:], "AD_LOGS_DIR": str(folder / "lightning_logs")}
+    with patch.dict(os.environ, names):
+        failure = execute(path, folder / path.name)
+    trained = folder / "lightning_logs" / version.name
+    if failure or not (trained / "results.json").exists():
+        print(f"what was done is in {runtime.show_path(folder)}; {path.name} and {version.name} are as they were")
+        return 1
     if version.exists():
         version.rename(old)
         print(f"the version before is kept as {old.name}")
-    os.environ |= {"AD_PROFILE": "full", "AD_VERSION": str(number)}
-    unfinished = path.with_suffix(".unfinished")
-    failure = execute(path, unfinished)
-    if failure or not (version / "results.json").exists():
-        if version.exists():
-            version.rename(logs / f"failed_version_{number}_{int(time.time())}")
-        if old.exists():
-            old.rename(version)
-        print(f"outputs up to the failure: {unfinished}; {path.name} and {version.name} are as they were")
-        return 1
-    unfinished.replace(path)
-    for table in old.glob("*.csv"):  # of long runs that this one did not make again
+    shutil.move(trained, version)
+    for table in (*old.glob("*.csv"), *old.glob("*.npz")):
         if not (version / table.name).exists():
             shutil.copy(table, version)
-    return 0
+    return outputs(path)
 
 
 def outputs(path: Path) -> int:
     """Run one notebook on the committed versions alone, and keep its outputs."""
     unfinished = path.with_suffix(".unfinished")
     with tempfile.TemporaryDirectory() as empty:
-        os.environ |= {"AD_PROFILE": "full", "AD_LOGS_DIR": f"{empty}/lightning_logs"}
-        failure = execute(path, unfinished, train=False)
+        names = {"AD_PROFILE": "full", "AD_LOGS_DIR": f"{empty}/lightning_logs"}
+        with patch.dict(os.environ, names):
+            failure = execute(path, unfinished, train=False)
     if not failure:
         unfinished.replace(path)
     return int(bool(failure))

@@ -101,9 +101,8 @@ def _require_only_good(folder: Path, test: Path | None) -> None:
         good = [part for name, part in names.items() if name in NORMAL_NAMES]
         if {"test", "ground_truth"} & set(names) or (good and len(names) > 1):
             advice = f"give {good[0]}" if good else "give the sub-folder with good images only"
-            raise DataError(
-                f"{place} holds {', '.join(sorted(names))}, and all images would be learned as good: {advice}"
-            )
+            found = f"{place} holds {', '.join(sorted(names))}"
+            raise DataError(f"{found}, and all images would be learned as good: {advice}")
 
 
 def _different_images(folder: Path, size: int, grey: bool, resampling: str) -> Tensor:
@@ -121,9 +120,8 @@ def _different_images(folder: Path, size: int, grey: bool, resampling: str) -> T
         raise DataError(f"{folder} holds {len(kept)} different images: {FEWEST} are needed, 50 or more are better")
     small = F.interpolate(images[kept].float(), 32, mode="area").flatten(1)
     apart = torch.cdist(small, small).fill_diagonal_(torch.inf).amin(1) / small.shape[1] ** 0.5
-    if alike := int(
-        (apart < 1).sum()
-    ):  # root mean square, in grey levels of 255: JPEG makes 0.5, another nut 4 or more
+    # root mean square in grey levels of 255: a JPEG copy differs by 0.5, another nut by 4 or more
+    if alike := int((apart < 1).sum()):
         pairs = f"{show_path(folder)}: {alike} of {len(kept)} photographs hardly differ from another one"
         say_once(f"{pairs}: if a part is shown twice, keep one of them, or the threshold is too low")
     return images[kept]
