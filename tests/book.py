@@ -43,7 +43,8 @@ SEARCHED = {"size": 32, "channels": 1, "ngf": 4, "nz": 6, "steps": 4, "watch_ste
 SEARCHED |= {"share": 0.1, "encoder_epochs": 3}
 PAINTED = {"size": 64, "window": 32, "widths": "4 8", "corruption": "defects", "heads": "both", "clean": 0.25}
 PAINTED |= {"strokes": 0.4, "moved": 0.25, "on_object": True, "smallest": 0.02, "largest": 0.1, "faintest": 0.2}
-PAINTED |= {"mark_positive": 3.0, "share": 0.01, "frozen_from": 0.4}
+PAINTED |= {"mark_positive": 3.0, "share": 0.01, "frozen_from": 0.4, "beside_mean": False}
+BESIDE = PAINTED | {"window": 64, "on_object": False, "beside_mean": True}
 SOUND = {"size": 128, "frames": 5, "width": 8, "latent": 3, "windows": 4, "score": "bands", "corruption": "noise"}
 SOUND |= {"noise": 0.5}
 MODELS = {  # name: page, class, settings
@@ -60,6 +61,7 @@ MODELS = {  # name: page, class, settings
     "f-AnoGAN": ("05_ganomaly", "FAnoGAN", SEARCHED),
     "denoising autoencoder": ("06_denoising_autoencoder", "DenoisingAutoencoder", PAINTED),
     "denoising, repairs only": ("06_denoising_autoencoder", "DenoisingAutoencoder", PAINTED | {"heads": "restore"}),
+    "denoising, beside the mean": ("06_denoising_autoencoder", "DenoisingAutoencoder", BESIDE),
     "sound autoencoder": ("08_machine_sound", "SoundAutoencoder", SOUND),
     "sound autoencoder, events only": ("08_machine_sound", "SoundAutoencoder", SOUND | {"corruption": "events"}),
 }

@@ -128,6 +128,7 @@ def test_a_window_is_the_same_part_of_images_and_regions():
         ({"heads": "all"}, "heads is both, restore or mark"),
         ({"window": 128}, "window is at most size, 64 pixels: got 128"),
         ({"window": 20}, "multiples of 8"),
+        ({"window": 32, "beside_mean": True}, "beside_mean needs whole images: set window to 64"),
     ],
 )
 def test_settings_that_cannot_be_painted_get_one_sentence(changes, words):
@@ -155,6 +156,20 @@ def test_the_map_of_a_network_that_only_repairs_is_its_error():
         heat = model.anomaly_map(x)
     assert heat[0, 20, 30] == pytest.approx(error[0, 18:23, 28:33].mean().item(), rel=1e-4)
     assert torch.allclose(BOOK["top_share"](heat, 1.0), heat.mean((1, 2)))
+
+
+def test_a_network_beside_the_mean_sees_it():
+    images = make_data(NAME).train
+    mean = BOOK["mean_image"](images)
+    assert torch.allclose(mean, to_float(images.images).mean(0, keepdim=True), atol=1e-5)
+    model = BOOK["DenoisingAutoencoder"](SETTINGS | {"beside_mean": True, "epochs": 1, "lr": 1e-3}).eval()
+    x, maps = to_float(images.images[:2]), []
+    for seen in (torch.zeros_like(mean), mean):
+        model.mean.copy_(seen)
+        with torch.no_grad():
+            maps.append(model.anomaly_map(x))
+    assert not torch.allclose(*maps)
+    assert torch.equal(model.state_dict()["mean"], mean), "it travels with the weights"
 
 
 def test_a_damaged_pixel_counts_three_times_but_a_large_region_no_more_than_a_small_one():
