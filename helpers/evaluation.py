@@ -37,7 +37,6 @@ class Scores:
     has_mask: np.ndarray | None = None  # (N,) bool, False where nobody marked the defect
     validation_maps: np.ndarray | None = None  # (M, H, W)
     percentile: float = 99.0  # of the held-out scores, which becomes the threshold
-    views: int = 1  # how many of the M held-out scores show the same image: M / views images calibrate
 
     @property
     def measures_pixels(self) -> bool:
@@ -46,7 +45,7 @@ class Scores:
 
     @property
     def n_calibration(self) -> int:
-        return len(self.validation) // self.views
+        return len(self.validation)
 
     @cached_property
     def threshold(self) -> float:
@@ -68,8 +67,7 @@ class Scores:
     @cached_property
     def interval(self) -> tuple[float, float]:
         """95 % interval of the true positive rate at the threshold."""
-        scores = self.score, self.label, self.validation
-        return metrics.true_positive_rate_interval(*scores, self.percentile, views=self.views)
+        return metrics.true_positive_rate_interval(self.score, self.label, self.validation, self.percentile)
 
     @property
     def auroc(self) -> float:
@@ -93,8 +91,7 @@ class Scores:
             "best_f1_on_test": (optimistic := "optimistic: threshold selected on test labels"),
             "pixel_best_f1_on_test": optimistic,
         }
-        views = f", each in {self.views} views" if self.views > 1 else ""
-        of = f"{self.percentile:g}th percentile of {n:,} held-out normal images{views}"
+        of = f"{self.percentile:g}th percentile of {n:,} held-out normal images"
         promise = f"{n:,} images promise a false positive rate of {1 / (n + 1):.2g} at best, 1 / ({n:,} + 1)"
         rows = [(name, f"{value:.4f}", notes.get(name, "")) for name, value in self.metrics.items()]
         rows += [("threshold", f"{self.threshold:.4g}", of), ("", "", promise)]

@@ -40,14 +40,6 @@ def threshold(normal_score, percentile: float = 99.0) -> float:
     return float(np.percentile(normal_score, percentile, method="higher"))
 
 
-def at_threshold(score, label, limit: float) -> dict[str, float]:
-    """Rates of detections and of false alarms, and F1, if scores above ``limit`` are flagged."""
-    label, score = _checked(score, label)
-    found = {name: float(value[0]) for name, value in precision_recall_f1(score, label, [limit]).items()}
-    false = float((score[label == 0] > limit).mean())
-    return {"true_positive_rate": found["recall"], "false_positive_rate": false, "f1_at_threshold": found["f1"]}
-
-
 def best_f1(score, label) -> float:
     """The largest F1 any threshold gives.  Optimistic: the threshold is selected on these labels."""
     precision, recall, _ = precision_recall_curve(*_checked(score, label))
@@ -79,17 +71,15 @@ def per_defect_type(score, label, defect_type, names) -> dict[str, float]:
 
 
 def true_positive_rate_interval(
-    score, label, normal_score, percentile: float = 99.0, n_bootstrap: int = 1000, seed: int = 0, views: int = 1
+    score, label, normal_score, percentile: float = 99.0, n_bootstrap: int = 1000, seed: int = 0
 ) -> tuple[float, float]:
     """95 % bootstrap interval of the detection rate, of which both the anomalies and the threshold are a sample.
 
     Each draw takes as many held-out normal images as there are, with replacement, and a rate that would find as many.
-    normal_score: (views * M,), all of the M held-out images once, then all again in another view.
     """
     label, score = _checked(score, label)
     generator, anomalous = np.random.default_rng(seed), np.sort(score[label == 1])
-    images = np.asarray(normal_score, dtype=np.float64).reshape(views, -1).T
-    drawn = generator.choice(images, (n_bootstrap, len(images))).reshape(n_bootstrap, -1)
+    drawn = generator.choice(np.asarray(normal_score, dtype=np.float64), (n_bootstrap, len(normal_score)))
     limits = np.percentile(drawn, percentile, axis=1, method="higher")
     found = len(anomalous) - np.searchsorted(anomalous, limits, side="right")
     rates = generator.beta(found + 0.5, len(anomalous) - found + 0.5)  # Jeffreys: all of 6 found is no certainty
@@ -99,8 +89,11 @@ def true_positive_rate_interval(
 
 def image_metrics(score, label, limit: float) -> dict[str, float]:
     """All image metrics under the names of results.json; ``limit``: the threshold from held-out normal images."""
+    label, score = _checked(score, label)
+    found = {name: float(value[0]) for name, value in precision_recall_f1(score, label, [limit]).items()}
     values = {"auroc": auroc(score, label), "average_precision": average_precision(score, label)}
-    return values | at_threshold(score, label, limit) | {"best_f1_on_test": best_f1(score, label)}
+    values |= {"true_positive_rate": found["recall"], "false_positive_rate": float((score[label == 0] > limit).mean())}
+    return values | {"f1_at_threshold": found["f1"], "best_f1_on_test": best_f1(score, label)}
 
 
 def _checked_maps(maps, masks) -> tuple[np.ndarray, np.ndarray]:

@@ -1,14 +1,9 @@
 """What notebook 9 computes from scores, on scores whose answers are known."""
 
-import types
-
 import numpy as np
-import pandas as pd
 import pytest
 
 from tests.book import page
-from tests.toy import ROOT
-from tools.notebooks import definitions
 
 NAME = "09_from_score_to_decision"
 BOOK = page(NAME)
@@ -30,14 +25,6 @@ def test_p_values_of_good_images_are_at_most_alpha_as_often_as_guaranteed():
 )
 def test_the_rank_of_a_threshold_promises_what_is_wanted(wanted, n, rank):
     assert BOOK["rank_for"](wanted, n) == rank and rank / (n + 1) <= wanted
-
-
-def test_a_held_out_image_counts_once_however_many_views_were_kept():
-    kept = types.SimpleNamespace(score=np.zeros(2), label=np.array([0, 1]), validation=np.array([1.0, 5.0, 2.0, 4.0]))
-    versions = pd.DataFrame({"folder": ["there"], "n_calibration": [2]}, index=["version_10"])
-    book = definitions(ROOT / "notebooks" / f"{NAME}.ipynb", versions=versions)
-    book["read_scores"] = lambda folder: kept
-    assert book["scores_of"]("version_10")[2].tolist() == [2.0, 5.0]
 
 
 def test_costs_are_those_of_misses_and_false_alarms():

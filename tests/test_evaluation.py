@@ -65,16 +65,6 @@ def test_a_set_whose_defects_nobody_marked_measures_no_pixels(mapped):
     assert blind.maps is not None, "the maps can still be looked at"
 
 
-def test_views_never_count_as_images(scores):
-    seen = replace(scores, validation=np.tile(scores.validation, 8), views=8)
-    assert seen.n_calibration == scores.n_calibration == 40
-    widths = [high - low for low, high in (seen.interval, scores.interval)]
-    assert widths[0] > 0.8 * widths[1], "nor does the interval shrink with them"
-    assert "90th percentile of 40 held-out normal images, each in 8 views" in str(seen)
-    assert "each in" not in str(scores)
-    assert scores.by_defect_type() == {"bad": scores.auroc}
-
-
 def test_the_table_names_n_what_it_promises_the_interval_and_what_is_optimistic(scores):
     table = str(scores)
     lines = {line.split()[0]: line for line in table.splitlines() if line.split()}

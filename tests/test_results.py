@@ -18,11 +18,10 @@ CONTROL = ("5 nearest neighbours on raw pixels", 0.75)
 
 @pytest.fixture(scope="module")
 def reported(tmp_path_factory):
-    """(Trained, Scores, what report returned) of a model with maps, three views of each held-out image."""
+    """(Trained, Scores, what report returned) of a model with maps."""
     data = Toy(masks=True)
     found = fit(WithMap(seed=7), data, make_run(tmp_path_factory.mktemp("reported")), show=False)
     scores = evaluate(found.model, data, percentile=75)
-    scores.validation, scores.views = np.tile(scores.validation, 3), 3
     return found, scores, report(scores, found, {"auroc": [0.5, 0.75]}, CONTROL)
 
 
