@@ -35,7 +35,8 @@ COMMON = {"epochs": 3, "seed": 0, "lr": 1e-3, "lr_discriminator": 5e-4, "beta1":
 GAN = {"hidden": 16, "hidden_discriminator": 8, "margin": 0.25}
 DECODED = {"anomaly_fraction": 0.5, "width": 4, "width_decoder": 4, "width_discriminator": 2, "warm_up": 0.25}
 DECODED |= {"patch": 7, "worst": 4, "scale": 10.0, "score": "patch_means"}
-NUTS = {"size": 256, "loss": "l2", "background": 15.0, "smooth": 2.0, "aligned": False, "top": 300}
+NUTS = {"size": 256, "loss": "l2", "background": 15.0, "ridge": 0.1, "smooth": 2.0, "aligned": False, "top": 300}
+NUTS |= {"map": "weighed"}
 SPHERE = {"size": 32, "grey": True, "objective": "one-class", "nu": 0.25, "warm_up": 0.5}
 SPHERE |= {"weight_decay": 1e-6, "aligned": True}
 CODES = {"size": 32, "channels": 1, "ngf": 4, "nz": 6, "score": "whitened", "views": 1, "weight_contextual": 50.0}
@@ -43,8 +44,8 @@ SEARCHED = {"size": 32, "channels": 1, "ngf": 4, "nz": 6, "steps": 4, "watch_ste
 SEARCHED |= {"share": 0.1, "encoder_epochs": 3}
 PAINTED = {"size": 64, "window": 32, "widths": "4 8", "corruption": "defects", "heads": "both", "clean": 0.25}
 PAINTED |= {"strokes": 0.4, "moved": 0.25, "on_object": True, "smallest": 0.02, "largest": 0.1, "faintest": 0.2}
-PAINTED |= {"mark_positive": 3.0, "share": 0.01, "frozen_from": 0.4, "beside_mean": False}
-BESIDE = PAINTED | {"window": 64, "on_object": False, "beside_mean": True}
+PAINTED |= {"mark_positive": 3.0, "share": 0.01, "frozen_from": 0.4, "companion": 0}
+BESIDE = PAINTED | {"window": 64, "on_object": False, "companion": 3}
 SOUND = {"size": 128, "frames": 5, "width": 8, "latent": 3, "windows": 4, "score": "bands", "corruption": "noise"}
 SOUND |= {"noise": 0.5}
 MODELS = {  # name: page, class, settings
@@ -61,7 +62,7 @@ MODELS = {  # name: page, class, settings
     "f-AnoGAN": ("05_ganomaly", "FAnoGAN", SEARCHED),
     "denoising autoencoder": ("06_denoising_autoencoder", "DenoisingAutoencoder", PAINTED),
     "denoising, repairs only": ("06_denoising_autoencoder", "DenoisingAutoencoder", PAINTED | {"heads": "restore"}),
-    "denoising, beside the mean": ("06_denoising_autoencoder", "DenoisingAutoencoder", BESIDE),
+    "denoising, with a companion": ("06_denoising_autoencoder", "DenoisingAutoencoder", BESIDE),
     "sound autoencoder": ("08_machine_sound", "SoundAutoencoder", SOUND),
     "sound autoencoder, events only": ("08_machine_sound", "SoundAutoencoder", SOUND | {"corruption": "events"}),
 }

@@ -112,6 +112,7 @@ def main() -> None:
         gpu = torch.device("cuda", 0)
     else:  # torch's autograd knows no "cuda" without a GPU
         torch.utils.backend_registration._setup_privateuseone_for_python_backend("nowhere")
+        torch.nowhere.get_amp_supported_dtype = lambda: [torch.bfloat16]  # else autocast cannot even be turned off
         gpu = torch.device("nowhere", 0)
     found: dict = {name: {} for name in MODELS}
     for name in MODELS:

@@ -82,7 +82,7 @@ def test_a_photograph_of_any_size_scores_as_in_the_course(toy, tmp_path, size):
         "one-class",
         "spheres",
         "DCGAN",
-        "denoising, beside the mean",
+        "denoising, with a companion",
     ],
 )
 def test_the_models_of_other_notebooks_export_too(tmp_path, name):

@@ -128,7 +128,7 @@ def test_a_window_is_the_same_part_of_images_and_regions():
         ({"heads": "all"}, "heads is both, restore or mark"),
         ({"window": 128}, "window is at most size, 64 pixels: got 128"),
         ({"window": 20}, "multiples of 8"),
-        ({"window": 32, "beside_mean": True}, "beside_mean needs whole images: set window to 64"),
+        ({"window": 32, "companion": 3}, "a companion needs whole images: set window to 64"),
     ],
 )
 def test_settings_that_cannot_be_painted_get_one_sentence(changes, words):
@@ -158,18 +158,25 @@ def test_the_map_of_a_network_that_only_repairs_is_its_error():
     assert torch.allclose(BOOK["top_share"](heat, 1.0), heat.mean((1, 2)))
 
 
-def test_a_network_beside_the_mean_sees_it():
-    images = make_data(NAME).train
-    mean = BOOK["mean_image"](images)
-    assert torch.allclose(mean, to_float(images.images).mean(0, keepdim=True), atol=1e-5)
-    model = BOOK["DenoisingAutoencoder"](SETTINGS | {"beside_mean": True, "epochs": 1, "lr": 1e-3}).eval()
-    x, maps = to_float(images.images[:2]), []
-    for seen in (torch.zeros_like(mean), mean):
-        model.mean.copy_(seen)
-        with torch.no_grad():
-            maps.append(model.anomaly_map(x))
-    assert not torch.allclose(*maps)
-    assert torch.equal(model.state_dict()["mean"], mean), "it travels with the weights"
+def test_a_companion_is_the_good_image_most_alike_and_the_network_sees_it():
+    images = to_float(make_data(NAME).train.images[:4])
+    model = BOOK["DenoisingAutoencoder"](SETTINGS | {"companion": 3, "epochs": 1, "lr": 1e-3}).eval()
+    model.companion.learn(images)
+    torch.testing.assert_close(
+        model.companion(images), images, atol=1e-3, rtol=0, msg="four images span three directions"
+    )
+    broken, there = images.clone(), (..., slice(28, 36), slice(28, 36))
+    broken[there] = -broken[there].sign()
+    left = (model.companion(broken) - images)[there].abs().mean()
+    assert left < 0.5 * (broken - images)[there].abs().mean(), "a defect is no part of it"
+    with torch.no_grad():
+        before = model.anomaly_map(broken)
+        model.companion.centre.add_(0.5)
+        assert not torch.allclose(before, model.anomaly_map(broken))
+    assert {"companion.centre", "companion.basis"} <= set(model.state_dict()), "it travels with the weights"
+    few = BOOK["Companion"](3, 64, 9)
+    few.learn(images)
+    torch.testing.assert_close(few(images), images, atol=1e-3, rtol=0, msg="more components than images")
 
 
 def test_a_damaged_pixel_counts_three_times_but_a_large_region_no_more_than_a_small_one():
