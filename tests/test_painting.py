@@ -158,7 +158,7 @@ def test_the_map_of_a_network_that_only_repairs_is_its_error():
     assert torch.allclose(BOOK["top_share"](heat, 1.0), heat.mean((1, 2)))
 
 
-def test_a_companion_is_the_good_image_most_alike_and_the_network_sees_it():
+def test_a_companion_is_rebuilt_from_good_images_and_the_network_sees_it():
     images = to_float(make_data(NAME).train.images[:4])
     model = BOOK["DenoisingAutoencoder"](SETTINGS | {"companion": 3, "epochs": 1, "lr": 1e-3}).eval()
     model.companion.learn(images)
