@@ -43,12 +43,12 @@ MODELS = (
 )
 
 
-def make_data(run: runtime.Run, settings: dict):
-    """The notebook's data at its own size."""
+def make_data(run: runtime.Run, settings: dict, page: dict):
+    """The data of a notebook, which defines ``page``, at its own size."""
     names = ("batch_size", "size", "images_per_epoch")
     sizes = {name: settings[name] for name in names if name in settings}
     if "seconds" in settings:
-        return Recordings(run, **sizes)
+        return Recordings(run, page["spectrogram"], **sizes)
     if "degrees" not in settings:
         gamma = settings.get("anomaly_fraction", 0.0)
         return FashionMNISTOneClass(run, normal_class="T-shirt/top", anomaly_fraction=gamma, **sizes)
@@ -119,8 +119,8 @@ def compare(notebook: str, name: str, changes: dict, rounds: int) -> str:
     run = runtime.Run("bench", "full", device, runtime.data_dir(), Path(tempfile.mkdtemp(prefix="anomaly-bench-")))
     version = {"04": "version_3/hazelnut_plain"}.get(notebook[:2], f"version_{int(notebook[:2]) - 1}")
     settings = yaml.safe_load((ROOT / "lightning_logs" / version / "hparams.yaml").read_text()) | changes
-    model = definitions(ROOT / "notebooks" / f"{notebook}.ipynb", settings=settings)[name]
-    data, speeds = make_data(run, settings), {"fit": [], "plain": []}
+    page = definitions(ROOT / "notebooks" / f"{notebook}.ipynb", settings=settings)
+    model, data, speeds = page[name], make_data(run, settings, page), {"fit": [], "plain": []}
     for round_ in range(rounds + 1):  # the first one warms up
         run.version = None
         mine = fit(make_model(model, settings, data), data, run, resume=False).history["images_per_second"]

@@ -77,7 +77,7 @@ def make_data(name: str):
         return MVTec(run, augment=augment, **{"batch_size": 2, "images_per_epoch": 4, "max_images": 4} | sizes)
     if name.startswith("08"):
         sizes = {"folds": 3, "seconds": 2.0, "batch_size": 2, "images_per_epoch": 6, "max_clips": 6}
-        return Recordings(run, faults=page(name)["FAULTS"], **sizes)
+        return Recordings(run, page(name)["spectrogram"], faults=page(name)["FAULTS"], **sizes)
     if name.startswith("04"):
         sizes = {"size": 32, "grey": True, "batch_size": 4, "images_per_epoch": 12, "max_images": 8}
         return Folder(run, sample("keycaps") / "F8", augment=augment, **sizes)

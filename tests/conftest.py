@@ -48,5 +48,5 @@ def trained(tmp_path_factory):
 def mapped(tmp_path_factory):
     """(Trained, data, Scores) of a model with maps on data with masks; they are only read."""
     data = Toy(masks=True)
-    found = fit(WithMap(), data, make_run(tmp_path_factory.mktemp("mapped")), show=False)
+    found = fit(WithMap(seed=7), data, make_run(tmp_path_factory.mktemp("mapped")), show=False)
     return found, data, evaluate(found.model, data, percentile=75)

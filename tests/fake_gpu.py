@@ -6,7 +6,6 @@ Tensors of torch's FakeTensorMode have a shape and a device, but no content: ope
 
 import json
 import os
-from functools import partial
 from types import SimpleNamespace
 
 import torch
@@ -45,18 +44,17 @@ class Watch(TorchFunctionMode):
         return function(*args, **kwargs)
 
 
-def whole_way(name, gpu, change):
-    """Augmentation, training step with backward, scores and maps."""
+def whole_way(name, gpu, changed, change):
+    """With one function of the model changed: augmentation, training step with backward, scores and maps."""
     book, _, settings = MODELS[name]
     side = settings.get("size", 28)
     with FakeTensorMode(allow_non_fake_inputs=True), Watch():
-        images, zeros = (
-            torch.zeros(4, 3 if book.startswith(("03", "06")) else 1, side, side, dtype=torch.uint8),
-            torch.zeros(4),
-        )
-        data = type("Data", (), {"train": Split(images, zeros, zeros)})
+        channels = 3 if book.startswith(("03", "06")) else 1
+        images = torch.zeros(4, channels, side, side, dtype=torch.uint8)
+        data = SimpleNamespace(train=Split(images, torch.zeros(4), torch.zeros(4)))
         model = make_model(name, data, lambda part: move(part, gpu))
-        change(model)
+        unchanged = getattr(model, changed)
+        setattr(model, changed, lambda given: change(unchanged(given)))
         nothing = SimpleNamespace(step=lambda: None, zero_grad=lambda: None)  # for the trainer's optimisers
         model.optimizers, model.lr_schedulers = lambda: (nothing, nothing), lambda: nothing
         model.manual_backward = torch.Tensor.backward
@@ -75,35 +73,20 @@ def whole_way(name, gpu, change):
     return "nothing"
 
 
-def in_the_score(model):
-    score = model.anomaly_score
-    model.anomaly_score = lambda x: score(x) + torch.ones(len(x))
-
-
 class Backwards(torch.autograd.Function):
     """Does nothing, and multiplies its gradient with a tensor on the CPU."""
 
-    @staticmethod
-    def forward(ctx, x):
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx, gradient):
-        return gradient * torch.ones(1)
+    forward = staticmethod(lambda ctx, loss: loss.clone())
+    backward = staticmethod(lambda ctx, gradient: gradient * torch.ones(1))
 
 
-def of_the_loss(change, model):
-    weighted_sum = model.weighted_sum
-    model.weighted_sum = lambda losses: change(weighted_sum(losses))
-
-
-FAULTS = {  # name: how it is planted
-    "none": lambda model: None,
-    "in the score": in_the_score,
-    "in the loss": partial(of_the_loss, lambda loss: loss * torch.ones(1)),
-    "in the backward pass": partial(of_the_loss, Backwards.apply),
-    "a value is read": partial(of_the_loss, lambda loss: loss if loss > 0 else None),
-    "a mask is an index": partial(of_the_loss, lambda loss: loss.view(1)[loss.view(1) > 0].sum()),
+FAULTS = {  # name: the function of the model that is changed, and what is made of its result
+    "none": ("weighted_sum", lambda loss: loss),
+    "in the score": ("anomaly_score", lambda score: score + torch.ones(len(score))),
+    "in the loss": ("weighted_sum", lambda loss: loss * torch.ones(1)),
+    "in the backward pass": ("weighted_sum", Backwards.apply),
+    "a value is read": ("weighted_sum", lambda loss: loss if loss > 0 else None),
+    "a mask is an index": ("weighted_sum", lambda loss: loss.view(1)[loss.view(1) > 0].sum()),
 }
 
 
@@ -118,7 +101,7 @@ def main() -> None:
     for name in MODELS:
         for fault in FAULTS if name in ("baseline GAN", "autoencoder") else ["none"]:
             try:
-                found[name][fault] = whole_way(name, gpu, FAULTS[fault])
+                found[name][fault] = whole_way(name, gpu, *FAULTS[fault])
             except Exception as error:  # whatever it is, the test compares it
                 found[name][fault] = f"{type(error).__name__}: {error}"
     print(json.dumps(found), flush=True)

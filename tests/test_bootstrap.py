@@ -2,6 +2,7 @@
 
 import ensurepip
 import os
+import shutil
 import subprocess
 import sys
 import venv
@@ -19,9 +20,8 @@ from tools import notebooks
 def repository(tmp_path_factory):
     """A local repository with the helpers of this working tree, to be cloned from."""
     source = tmp_path_factory.mktemp("course")
-    for path in (*(ROOT / "helpers").rglob("*.py"), ROOT / "requirements.txt"):
-        (source / path.relative_to(ROOT)).parent.mkdir(parents=True, exist_ok=True)
-        (source / path.relative_to(ROOT)).write_bytes(path.read_bytes())
+    shutil.copytree(ROOT / "helpers", source / "helpers")
+    shutil.copy(ROOT / "requirements.txt", source)
     git = ["git", "-c", "user.name=t", "-c", "user.email=t@example.org"]
     for command in ("init -q", "add -A", "commit -q -m x"):
         subprocess.run([*git, *command.split()], cwd=source, check=True)
@@ -55,55 +55,45 @@ def test_an_unreachable_repository_is_one_clear_error_but_not_inside_of_the_cour
 def wheel(folder, name, version, needs=""):
     """A real, empty wheel."""
     info = f"{name}-{version}.dist-info"
-    needs = f"Requires-Dist: {needs}\n" if needs else ""
     with zipfile.ZipFile(folder / f"{name}-{version}-py3-none-any.whl", "w") as archive:
-        archive.writestr(f"{name}.py", "")
         archive.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{needs}")
         archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
         archive.writestr(f"{info}/RECORD", "")
 
 
-@pytest.fixture
-def environment(tmp_path):
-    """An environment with shared 1.0 (a local version, as Colab's torch), and an index with shared 2.0 beside others.
-
-    ``environment(*names)`` adds these packages: the process that did, and {name: version} afterwards.
-    """
+def test_missing_packages_are_added_and_installed_ones_never_upgraded(tmp_path):
+    """Installed is shared 1.0 (a local version, as Colab's torch); the index has shared 2.0, and more."""
     venv.create(tmp_path / "env", with_pip=False)
     (packages,) = (tmp_path / "env").glob("lib/*/site-packages")
     (pip,) = (Path(ensurepip.__file__).parent / "_bundled").glob("pip-*.whl")
     (packages / "pip.pth").write_text(str(pip))
     (packages / "shared-1.0.dist-info").mkdir()
     metadata = "Metadata-Version: 2.1\nName: shared\nVersion: 1.0+cu128\n"
-    (packages / "shared-1.0.dist-info" / "METADATA").write_text(metadata)
-    index = tmp_path / "index"
-    index.mkdir()
-    wheel(index, "shared", "2.0")
-    wheel(index, "modest", "1.0", "shared>=1.0")
-    wheel(index, "greedy", "1.0", "shared>=2.0")
+    # with a RECORD pip could remove it
+    for name, content in (("METADATA", metadata), ("RECORD", "shared-1.0.dist-info/METADATA,,\n")):
+        (packages / "shared-1.0.dist-info" / name).write_text(content)
+    wheel(tmp_path, "shared", "2.0")
+    wheel(tmp_path, "modest", "1.0", "Requires-Dist: shared>=1.0\n")
+    wheel(tmp_path, "greedy", "1.0", "Requires-Dist: shared>=2.0\n")
     (tmp_path / "requirements.txt").write_text("# a comment\n\nshared>=2.0  # why\nmodest>=0.5\ngreedy>=1.0\n")
-    variables = {**os.environ, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(index), "PIP_CONFIG_FILE": os.devnull}
-    variables |= {"PYTHONPATH": str(ROOT)}
+    variables = os.environ | {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(tmp_path), "PIP_CONFIG_FILE": os.devnull}
 
     def add(*names):
+        """The process that adds these packages, and {name: version} afterwards."""
         code = (
             "from pathlib import Path; from helpers import bootstrap; from importlib.metadata import distributions\n"
             f"bootstrap.REQUIREMENTS = Path({str(tmp_path / 'requirements.txt')!r}); bootstrap.NEEDED = {names!r}\n"
             "try:\n    bootstrap.install_missing()\n"
             "finally:\n    print({found.name: found.version for found in distributions()})"
         )
-        python = tmp_path / "env" / "bin" / "python"
-        result = subprocess.run([python, "-c", code], env=variables, capture_output=True, text=True)
+        command, environment = [tmp_path / "env" / "bin" / "python", "-c", code], variables | {"PYTHONPATH": str(ROOT)}
+        result = subprocess.run(command, env=environment, capture_output=True, text=True)
         return result, eval(result.stdout.splitlines()[-1])
 
-    return add
-
-
-def test_missing_packages_are_added_and_installed_ones_never_upgraded(environment):
-    result, now = environment("shared", "modest")
+    result, now = add("shared", "modest")
     assert "added: modest 1.0" in result.stdout, result.stderr
     assert (now["shared"], now["modest"]) == ("1.0+cu128", "1.0"), "shared is older than we ask for, and must stay so"
-    result, now = environment("greedy")
+    result, now = add("greedy")
     assert "could not add greedy>=1.0 without changing installed packages" in result.stderr
     assert now["shared"] == "1.0+cu128" and "greedy" not in now
 

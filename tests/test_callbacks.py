@@ -2,30 +2,19 @@
 
 import types
 
+import numpy as np
 import pytest
 import torch
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from helpers import metrics, plots
-from helpers.callbacks import FRAMES, LossLogger, ReconstructionLogger
+from helpers.callbacks import LossLogger, ReconstructionLogger
 from helpers.models import map_images
 from helpers.training import fit
-from tests.toy import Adversarial, Toy, ToyModel, WithMap, make_run, stopped
+from tests.toy import Adversarial, Toy, ToyModel, WithMap, events, make_run, stopped
 
 
-def events(folder):
-    found = EventAccumulator(str(folder), size_guidance={"scalars": 0, "images": 0})
-    found.Reload()
-    return found
-
-
-@pytest.fixture(scope="module")
-def watched(tmp_path_factory):
-    """A training of 36 batches, watched every 10."""
-    return fit(Adversarial(epochs=6), Toy(), make_run(tmp_path_factory.mktemp("watched")), show=False, watch_every=10)
-
-
-def test_every_loss_stands_under_its_name_on_the_batch_axis(watched):
+def test_losses_and_pictures_stand_under_their_names_on_the_batch_axis(run):
+    watched = fit(Adversarial(epochs=6), Toy(), run, show=False, watch_every=10)
     found = events(watched.folder)
     losses = {tag for tag in found.Tags()["scalars"] if tag.startswith("loss/")}
     assert losses == {"loss/reconstruction", "loss/adversarial", "loss/discriminator"}
@@ -34,14 +23,9 @@ def test_every_loss_stands_under_its_name_on_the_batch_axis(watched):
         assert [event.step for event in found.Scalars(name)] == [6, 12, 18, 24, 30, 36]
         logged = watched.curves[watched.curves["name"] == name]["value"].tolist()
         assert logged == pytest.approx([event.value for event in found.Scalars(name)])
-
-
-def test_reconstructions_come_every_so_many_batches_and_at_the_end(watched):
-    found = events(watched.folder)
-    assert [event.step for event in found.Images("reconstructions/output")] == [0, 10, 20, 30, 36]
-    assert [event.step for event in found.Images("reconstructions/input")] == [0]
+    for name, steps in (("output", [0, 10, 20, 30, 36]), ("input", [0])):
+        assert [event.step for event in found.Images(f"reconstructions/{name}")] == steps
     assert watched.history["frame_batches"] == [0, 10, 20, 30, 36]
-    assert (watched.folder / "reconstructions.png").exists()
 
 
 def test_what_was_logged_before_the_first_checkpoint_is_hidden_by_a_resume(run, no_figures):
@@ -77,46 +61,19 @@ def test_the_film_has_at_most_12_small_frames_evenly_spaced(total):
     for batch in range(0, total, every):
         watch.keep(pictures, batch, total, last=False)
     watch.keep(pictures, total, total, last=True)
-    assert len(watch.film["frames"]) == len(watch.film["frame_batches"]) == min(FRAMES, total + 1) and FRAMES == 12
-    assert watch.film["frame_batches"][0] == 0 and watch.film["frame_batches"][-1] == total
-    gaps = [b - a for a, b in zip(watch.film["frame_batches"][:-1], watch.film["frame_batches"][1:], strict=True)]
-    assert max(gaps) - min(gaps) <= every
-    assert watch.film["frames"][0].shape == (4, 3, 64, 64)
+    frames, moments = watch.film["frames"], watch.film["frame_batches"]
+    assert len(frames) == len(moments) == min(12, total + 1) and (moments[0], moments[-1]) == (0, total)
+    assert np.ptp(np.diff(moments)) <= every
+    assert frames[0].shape == (4, 3, 64, 64)
 
 
 @pytest.mark.parametrize("normal, anomalous", [(1, 0), (3, 0), (1, 1), (3, 3)])
 def test_the_film_shows_at_most_two_images_of_each_kind(normal, anomalous):
-    data = Toy()
-    places = [torch.nonzero(data.validation.label == label)[:, 0] for label in (0, 1)]
-    data.validation = data.validation.subset(torch.cat([places[0][:normal], places[1][:anomalous]]))
+    data = Toy()  # whose held-out images are four normal ones, then four anomalous ones
+    data.validation = data.validation.subset(torch.tensor([*range(normal), *range(4, 4 + anomalous)]))
     watch = ReconstructionLogger(data, 100, show=False)
     watch.keep(torch.zeros(len(watch.inputs), 3, 64, 64, dtype=torch.uint8), 0, 10, last=False)
     assert len(watch.film["frames"][0]) == min(2, normal) + min(2, anomalous)
-
-
-# --- what it costs ----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def screen(monkeypatch):
-    """A kernel whose clock stands still but for figures, which take 2 seconds each.  ``screen.drawn``: when one was shown."""
-    found = types.SimpleNamespace(now=1000.0, drawn=[])
-
-    def draw(*args):
-        found.now += 2
-        return plots.canvas(1.0)[0]
-
-    def display(content, **kwargs):
-        found.drawn.append(found.now)
-        return types.SimpleNamespace(update=lambda content, raw: found.drawn.append(found.now))
-
-    monkeypatch.setattr(plots, "reconstructions", draw)
-    for module in ("progress", "callbacks"):
-        monkeypatch.setattr(f"helpers.{module}.in_notebook", lambda: True, raising=False)
-    monkeypatch.setattr("IPython.display.display", display)
-    for clock in ("helpers.progress.time.monotonic", "helpers.callbacks.time.perf_counter"):
-        monkeypatch.setattr(clock, lambda: found.now)
-    return found
 
 
 def stand_in(**experiment):
@@ -125,27 +82,34 @@ def stand_in(**experiment):
     return types.SimpleNamespace(logger=logger, current_epoch=0, max_epochs=2, world_size=1, is_global_zero=False)
 
 
-def test_a_slow_figure_comes_less_often_so_that_drawing_takes_about_5_percent(screen):
-    watch = ReconstructionLogger(Toy(), 100, show=True)
-    trainer = stand_in(add_image=lambda *args: None)
-    model, start = ToyModel(), screen.now
+def test_a_slow_figure_comes_less_often_so_that_drawing_takes_about_5_percent(monkeypatch):
+    """A clock that moves by a second in a hundred batches, and by two for every figure."""
+    now, drawn = [1000.0], []
+
+    def draw(*args):
+        drawn.append(now[0])
+        now[0] += 2
+        return plots.canvas(1.0)[0]
+
+    monkeypatch.setattr(plots, "reconstructions", draw)
+    monkeypatch.setattr("helpers.callbacks.in_notebook", lambda: True)
+    for clock in ("helpers.progress.time.monotonic", "helpers.callbacks.time.perf_counter"):
+        monkeypatch.setattr(clock, lambda: now[0])
+    watch, model = ReconstructionLogger(Toy(), 100, show=True), ToyModel()
     model.n_batches = 60_000
     for batch in range(0, 60_000, 100):
-        watch.look(trainer, model, batch)
-        screen.now += 1  # what a hundred batches take
-    share = 2 * len(screen.drawn) / (screen.now - start)
-    assert 0.03 < share < 0.06
-    assert screen.drawn[0] == start + 2, "the first one is drawn at once"
+        watch.look(stand_in(add_image=lambda *args: None), model, batch)
+        now[0] += 1
+    assert 0.03 < 2 * len(drawn) / (now[0] - 1000) < 0.06
+    assert drawn[0] == 1000, "the first one is drawn at once"
 
 
 @pytest.mark.parametrize(("show", "notebook", "more"), [(True, True, True), (False, True, False), (True, False, False)])
-def test_figures_are_made_in_a_notebook_that_shows_them_and_change_nothing(
-    run, monkeypatch, show, notebook, more, trained
-):
+def test_figures_are_made_where_they_are_shown_and_change_nothing(run, monkeypatch, show, notebook, more, trained):
     made = []
     monkeypatch.setattr(plots, "reconstructions", lambda *args: made.append(args) or plots.canvas(1.0)[0])
-    monkeypatch.setattr("helpers.progress.in_notebook", lambda: notebook)
-    monkeypatch.setattr("helpers.callbacks.in_notebook", lambda: notebook, raising=False)
+    for module in ("progress", "callbacks"):
+        monkeypatch.setattr(f"helpers.{module}.in_notebook", lambda: notebook)
     found = fit(ToyModel(), Toy(), run, show=show, watch_every=1)
     assert (len(made) > 1) is more, "the last one is for the version's folder"
     assert all(torch.equal(a, b) for a, b in zip(found.model.parameters(), trained.model.parameters(), strict=True))

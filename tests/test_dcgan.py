@@ -1,8 +1,4 @@
-"""Notebook 2: kinds that may be labelled, equal updates, the cleaned bank, its tables, and the folded solutions."""
-
-import json
-import re
-from functools import cache
+"""Notebook 2: kinds that may be labelled, equal updates, the cleaned bank, and its tables."""
 
 import numpy as np
 import pandas as pd
@@ -16,7 +12,6 @@ from tests.toy import ROOT, make_run
 from tools.notebooks import definitions
 
 NAME = "02_dcgan"
-BOOK = ROOT / "notebooks" / f"{NAME}.ipynb"
 
 
 def lab(folder) -> dict:
@@ -24,21 +19,8 @@ def lab(folder) -> dict:
     settings = COMMON | DECODED | {"normal_class": 0, "batch_size": 8, "images_per_epoch": 8, "max_images": 20}
     losses = "l1 patch latent adversarial_normal adversarial_anomalous abc_normal abc_anomalous"
     settings |= {"watch_every": 100, "epochs": 1} | {f"weight_{loss}": 1.0 for loss in losses.split()}
-    scope = definitions(BOOK, settings=settings, run=make_run(folder, NAME))
+    scope = definitions(ROOT / "notebooks" / f"{NAME}.ipynb", settings=settings, run=make_run(folder, NAME))
     scope["UPDATES"] = 2
-    return scope
-
-
-@cache
-def solutions() -> dict:
-    """What the python fences of the folded solutions define, beside the notebook's own definitions."""
-    cells = json.loads(BOOK.read_text(encoding="utf-8"))["cells"]
-    text = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
-    folded = re.findall(r"<summary>Solution</summary>(.*?)</details>", text, re.S)
-    assert len(folded) == 3
-    scope = dict(page(NAME))
-    for part in folded:
-        exec("\n".join(re.findall(r"```python\n(.*?)```", part, re.S)), scope)
     return scope
 
 
@@ -71,8 +53,7 @@ def test_a_row_of_a_table_counts_its_labels(tmp_path, no_figures):
 
 
 def test_the_bank_keeps_what_the_network_holds_for_normal():
-    data, model = make_data(NAME), make_model("DCGAN", make_data(NAME)).eval()
-    images = data.train.normal()
+    model, images = make_model("DCGAN", make_data(NAME)).eval(), make_data(NAME).train.normal()
     with torch.no_grad():
         x = to_float(images.images)
         means = ((x - model.reconstruct(x)) / 2).unfold(2, 7, 7).unfold(3, 7, 7).mean((4, 5)).square().mean((1, 2, 3))
@@ -80,15 +61,3 @@ def test_the_bank_keeps_what_the_network_holds_for_normal():
     expected = torch.exp(-model.hparams.scale * means) >= 0.5
     kept = page(NAME)["looks_normal"](model, images)
     assert kept.tolist() == expected.tolist() and 0 < kept.sum() < len(kept)
-
-
-def test_the_solutions_hold():
-    found, net = solutions(), page(NAME)["make_discriminator"](4)
-    x = torch.randn(1, 1, 28, 28, requires_grad=True)
-    net(x)[0, 0, 3, 3].backward()
-    rows = torch.nonzero(x.grad[0, 0].abs().sum(1))[:, 0]
-    layers = [(layer.kernel_size[0], layer.stride[0]) for layer in net if hasattr(layer, "stride")]
-    assert found["window"](layers) == rows.max() - rows.min() + 1 == 18
-    assert found["trimmed"](torch.arange(100.0), 0.05).sum() == 95
-    ranks = found["mean_rank"](np.array([3.0, 1.0, 2.0]), np.array([10.0, -5.0, 900.0]))
-    assert ranks.tolist() == [2.5, 1.0, 2.5]

@@ -7,21 +7,11 @@ import pytest
 import torch
 from sklearn.neighbors import NearestNeighbors
 
-from helpers import metrics, runtime
+from helpers import metrics
 from helpers.evaluation import PIXEL_PERCENTILE, Scores, evaluate, neighbour_control, run_seeds
 from helpers.models import map_images, score_images
-from helpers.results import write_json
-from tests.toy import Toy, ToyModel, make_run
-
-LABEL = np.repeat([0, 1], [8, 12])
-
-
-@pytest.fixture
-def scores():
-    """8 normal and 12 anomalous test images, 40 held-out ones."""
-    rng = np.random.default_rng(0)
-    score = rng.normal(3.0 * LABEL, 1)
-    return Scores(score, LABEL, LABEL * 2, ("good", "never", "bad"), rng.normal(size=40), "toys", 123.0, percentile=90)
+from helpers.results import read_results
+from tests.toy import ROOT, Toy, ToyModel, make_run
 
 
 def test_evaluate_scores_test_and_held_out_normal_images_in_their_order(trained):
@@ -65,11 +55,14 @@ def test_a_set_whose_defects_nobody_marked_measures_no_pixels(mapped):
     assert blind.maps is not None, "the maps can still be looked at"
 
 
-def test_the_table_names_n_what_it_promises_the_interval_and_what_is_optimistic(scores):
+def test_the_table_names_n_what_it_promises_the_interval_and_what_is_optimistic():
+    rng, label = np.random.default_rng(0), np.repeat([0, 1], [8, 12])
+    score, validation = rng.normal(3.0 * label, 1), rng.normal(size=40)
+    scores = Scores(score, label, label, ("good", "bad"), validation, "toys", 123.0, percentile=90)
     table = str(scores)
     lines = {line.split()[0]: line for line in table.splitlines() if line.split()}
     low, high = scores.interval
-    found, caught = scores.metrics, int((scores.score[LABEL == 1] > scores.threshold).sum())
+    found, caught = scores.metrics, int((scores.score[label == 1] > scores.threshold).sum())
     assert "toys: 8 normal and 12 anomalous test images" in table
     assert f"{caught} of 12; 95 % interval {low:.3f} to {high:.3f}" in lines["true_positive_rate"]
     assert f"{round(8 * found['false_positive_rate'])} of 8" in lines["false_positive_rate"]
@@ -77,9 +70,6 @@ def test_the_table_names_n_what_it_promises_the_interval_and_what_is_optimistic(
     assert "40 images promise a false positive rate of 0.024 at best, 1 / (40 + 1)" in table
     assert [name for name, line in lines.items() if "optimistic" in line] == ["best_f1_on_test"]
     assert low <= found["true_positive_rate"] <= high
-
-
-# --- the control ------------------------------------------------------------------------------------------------------
 
 
 def test_the_control_is_the_mean_distance_to_the_nearest_normal_training_images():
@@ -101,27 +91,21 @@ def test_the_control_shrinks_large_images_and_takes_what_neighbours_there_are():
     assert np.isfinite(neighbour_control(data)).all()
 
 
-# --- seeds ------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("name", "names"), [("", ["seed_1", "seed_2"]), ("one", ["one_seed_1", "one_seed_2"])])
-def test_seeds_differ_in_nothing_but_their_seed_and_have_folders_of_their_own(run, trained, name, names):
+@pytest.mark.parametrize(("name", "before"), [("", ""), ("one", "one_")])
+def test_seeds_differ_in_nothing_but_their_seed_and_have_folders_of_their_own(run, trained, name, before):
     seen, first = [], {"auroc": 0.0, "pro": 0.25}
 
-    def train(training, seed):
-        seen.append((training, seed))
+    def train(name, seed):
+        seen.append((name, seed))
         return seed, "data"
 
     found = run_seeds(run, train, 3, first, lambda trained, data: {"auroc": trained / 10, "pro": 0.5}, name)
     assert found == {"auroc": [0.0, 0.1, 0.2], "pro": [0.25, 0.5, 0.5]}
-    assert seen == [(names[0], 1), (names[1], 2)]
+    assert seen == [(f"{before}seed_1", 1), (f"{before}seed_2", 2)]
     found = run_seeds(run, lambda name, seed: (trained, Toy()), 2, {"auroc": 0.5})
     assert found["auroc"] == [0.5, evaluate(trained.model, Toy()).auroc], "without a measure"
 
 
-def test_without_training_the_committed_values_are_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(runtime, "ROOT", tmp_path)
-    folder = tmp_path / "lightning_logs" / "version_0" / "one_class"
-    folder.mkdir(parents=True)
-    write_json(folder / "results.json", {"seeds": {"auroc": [0.7, 0.8]}})
-    assert run_seeds(make_run(tmp_path, train=False), None, 3, {}, name="one_class") == {"auroc": [0.7, 0.8]}
+def test_without_training_the_committed_values_are_read(tmp_path):
+    run, committed = make_run(tmp_path, train=False), read_results(ROOT / "lightning_logs" / "version_0" / "one_class")
+    assert run_seeds(run, None, 3, {}, name="one_class") == committed["seeds"]

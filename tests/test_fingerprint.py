@@ -13,40 +13,31 @@ NOTEBOOK = """
 import torch
 from functools import partial
 from torch import nn
-
 MARGIN = 0.25
 TABLE = {"sizes": (3, 5), "names": {"b", "a", "c"}}
 USUAL = torch.tensor([1.0, 2.0])
 UNUSED = 1
 
-
 def halve(x):
     return x / 2
-
 def push(x, far=4.0):
     total = sum(0.5 * part for part in x)
     return torch.relu(MARGIN - halve(x)) * total * far * USUAL[0]
-
 push_far = partial(push, far=8.0)
-
 def reads_table(x):
     return TABLE["sizes"][0] * x if "a" in {"a", "b"} else x
-
 def not_used(x):
     return x
-
 class Block(nn.Module):
     slope = 0.2
     @staticmethod
     def squash(x):
         return torch.tanh(x)
-
 class Base(nn.Module):
     'A tail.'
     @property
     def width(self):
         return 8
-
 class Model(Base):
     def __init__(self):
         super().__init__()
@@ -76,7 +67,6 @@ EDITS = [
     ("far=8.0", "far=9.0"),
     ('"c"}', '"d"}'),
     ("[1.0, 2.0]", "[1.0, 3.0]"),
-    ("[1.0, 2.0]", "[[1.0, 2.0]]"),
     ("[1.0, 2.0]", "[1.0, 2.0], dtype=torch.bfloat16"),
     ('in {"a", "b"}', 'in {"a", "z"}'),
     ("slope = 0.2", "slope = 0.1"),
@@ -103,16 +93,11 @@ NO_EDITS = [
 ]
 
 
-@pytest.mark.parametrize(("old", "new"), EDITS)
-def test_an_edit_that_the_model_uses_counts(old, new):
+@pytest.mark.parametrize(("old", "new"), EDITS + NO_EDITS)
+def test_only_an_edit_that_the_model_uses_counts(old, new):
+    """Comments, docstrings, formatting and unused code do not."""
     assert NOTEBOOK.count(old) == 1
-    assert fingerprint(NOTEBOOK.replace(old, new)) != fingerprint(NOTEBOOK)
-
-
-@pytest.mark.parametrize(("old", "new"), NO_EDITS)
-def test_comments_docstrings_formatting_and_unused_code_do_not_count(old, new):
-    assert NOTEBOOK.count(old) == 1
-    assert fingerprint(NOTEBOOK.replace(old, new)) == fingerprint(NOTEBOOK)
+    assert (fingerprint(NOTEBOOK.replace(old, new)) != fingerprint(NOTEBOOK)) == ((old, new) in EDITS)
 
 
 def test_it_is_the_same_in_every_process(tmp_path):

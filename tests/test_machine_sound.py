@@ -6,10 +6,35 @@ import torch
 from torch import nn
 
 from helpers.data.batches import to_float
-from helpers.data.sound import BANDS, RATE
+from helpers.data.sound import RATE
 from tests.book import make_data, make_model, page
 
 BOOK = page("08_machine_sound")
+BANDS, HOP, WINDOW = (BOOK[name] for name in ("BANDS", "HOP", "WINDOW"))
+
+
+def tone(note, loudness):
+    return (loudness * np.sin(2 * np.pi * note * np.arange(RATE // 2) / RATE)).astype(np.float32)
+
+
+def test_a_tone_is_a_line_in_its_band_at_its_loudness():
+    loud, quiet = (BOOK["spectrogram"](tone(1000, loudness)) for loudness in (0.1, 0.01))
+    assert loud.shape == (1, BANDS, 1 + (RATE // 2 - WINDOW) // HOP) and loud.dtype == torch.uint8
+    brightest = BANDS - 1 - int(loud[0].float().mean(1).argmax())  # the lowest band is the last row
+    assert brightest == np.abs(BOOK["band_notes"]() - 1000).argmin()
+    steps = 255 / (BOOK["LOUD"] - BOOK["QUIET"])
+    assert (loud.float() - quiet.float()).max() == pytest.approx(20 * steps, abs=1)  # a tenth is 20 decibels
+
+
+def test_mel_filters_are_triangles_on_the_scale_of_the_formula():
+    weights, middle = BOOK["mel_filters"](), BOOK["band_notes"]()
+    assert weights.shape == (BANDS, WINDOW // 2 + 1) and (weights >= 0).all()
+    torch.testing.assert_close(weights.sum(1), torch.ones(BANDS))
+    notes = np.linspace(0, RATE / 2, WINDOW // 2 + 1)
+    for band in (40, 90, 127):
+        assert abs(notes[int(weights[band].argmax())] - middle[band]) <= notes[1] / 2
+    mel = 2595 * np.log10(1 + middle / 700)
+    np.testing.assert_allclose(np.diff(mel), np.diff(mel)[0])
 
 
 @pytest.mark.parametrize("name", BOOK["FAULTS"])

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from helpers import runtime
 from helpers.data.batches import Split, to_float
 from helpers.models import map_images, predict, score_images
 from tests.toy import SIDE, Toy, ToyModel, WithMap
@@ -19,21 +20,13 @@ def model():
     return found.train()
 
 
-def test_scores_do_not_depend_on_batch_order_history_or_mode(model):
+def test_scores_depend_on_nothing_but_the_image(model):
+    """Alone, in another order, after others, and in a model that was left in training mode."""
     test = Toy().test
     whole = score_images(model, test)
-    order = torch.randperm(len(test))
-    np.testing.assert_allclose(score_images(model.train(), test.subset(order)), whole[order.numpy()], rtol=1e-5)
-    score_images(model.train(), test.subset(torch.zeros(7, dtype=torch.long)))
-    assert np.array_equal(score_images(model.train(), test), whole)
-    assert whole.dtype == np.float64
-
-
-def test_a_single_image_gets_the_score_it_has_in_the_set(model):
-    test = Toy().test
-    whole = score_images(model, test)
-    alone = [score_images(model.train(), test.subset(torch.tensor([i]))).item() for i in range(len(test))]
-    np.testing.assert_allclose(alone, whole, rtol=1e-5)
+    for places in (torch.randperm(20), torch.zeros(7, dtype=torch.long), *torch.arange(20).split(1)):
+        np.testing.assert_allclose(score_images(model.train(), test.subset(places)), whole[places], rtol=1e-5)
+    assert np.array_equal(score_images(model.train(), test), whole) and whole.dtype == np.float64
     assert not np.allclose(model.train().anomaly_score(to_float(test.images)).detach(), whole, rtol=1e-2)
 
 
@@ -51,19 +44,16 @@ def test_every_image_is_scored_over_several_chunks_in_their_order(model):
 
 
 def test_predictions_are_full_float32_without_gradients_and_leave_eval_mode(model):
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high")
     seen = []
 
     def function(x):
         seen.append((torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32, torch.is_grad_enabled()))
         return model.anomaly_score(x)
 
-    predict(model, function, Toy().test)
-    assert seen == [("highest", False, False)]
-    assert torch.get_float32_matmul_precision() == "high"
-    assert not model.training
-    torch.set_float32_matmul_precision(before)
+    with runtime.tf32(True):
+        predict(model, function, Toy().test)
+        assert torch.get_float32_matmul_precision() == "high", "as before"
+    assert seen == [("highest", False, False)] and not model.training
 
 
 def test_recorded_losses_are_detached_float32_by_name_and_weighted_by_the_settings():

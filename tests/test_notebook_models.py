@@ -1,4 +1,4 @@
-"""Every notebook's own model: killed and continued, on another device, and its losses and scores by hand."""
+"""Every notebook's own model: killed and continued, on another device; losses and scores by hand; folded solutions."""
 
 import json
 import math
@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 from scipy import ndimage
 from sklearn.metrics import roc_auc_score
 from torch.nn.utils import parameters_to_vector
@@ -23,7 +24,7 @@ from helpers.models import score_images
 from helpers.results import read_results
 from helpers.runtime import data_dir
 from helpers.training import fit, load
-from tests.book import MODELS, make_data, make_model, page
+from tests.book import MODELS, make_data, make_model, page, solutions
 from tests.toy import ROOT, assert_same, make_run, stopped
 
 pytestmark = pytest.mark.usefixtures("no_figures")
@@ -34,7 +35,7 @@ KILLS = [("on_train_batch_start", 1), ("on_train_batch_end", 1), ("on_train_epoc
 
 @pytest.mark.parametrize("name", KILLED)
 def test_a_training_killed_four_times_ends_as_if_it_had_not_been(tmp_path, name):
-    """In the middle of an epoch, at its last batch, at its end and at the end of the training; each time a new kernel."""
+    """In the middle of an epoch, at its last batch, at its end and at the training's end; each time a new kernel."""
     data, options = make_data(MODELS[name][0]), {"show": False, "checkpoint_seconds": 0}
     whole = fit(make_model(name, data), data, make_run(tmp_path / "whole"), **options)
     for attempt, (hook, calls) in enumerate(KILLS):
@@ -111,7 +112,61 @@ def test_the_committed_weights_give_the_committed_result(tmp_path, number):
         assert evaluate(loaded.model, data).auroc == pytest.approx(stored["auroc"], abs=1e-3)
 
 
+# --- folded solutions -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["03_hazelnut_autoencoder", "04_deep_svdd", "06_denoising_autoencoder"])
+def test_each_of_three_solutions_passes_its_own_checks(name):
+    assert ["assert" in solution for solution in solutions(name)] == [True] * 3
+    for number, solution in enumerate(solutions(name), 1):
+        exec(compile(solution, f"solution {number} of {name}", "exec"), dict(page(name)))
+
+
+def solved(name):
+    """What the three solutions of a notebook define, beside its own definitions."""
+    found, scope = solutions(name), dict(page(name))
+    exec("\n".join(found), scope)
+    assert len(found) == 3
+    return scope
+
+
+def test_the_solutions_of_notebook_1_hold():
+    found = solved("01_baseline_gan")
+    sides = [torch.nn.Sequential(torch.nn.Linear(4, 4)), torch.nn.Sequential(torch.nn.Linear(4, 1))]
+    before = [parameters_to_vector(side.parameters()).clone() for side in sides]
+    found["step"](*sides, *(torch.optim.SGD(side.parameters(), 0.1) for side in sides), torch.randn(6, 4))
+    for side, old in zip(sides, before, strict=True):
+        assert not torch.equal(parameters_to_vector(side.parameters()), old)
+        assert all(weights.requires_grad for weights in side.parameters())
+    assert [found["images_needed"](rate) for rate in (1 / 200, 0.01, 0.5)] == [199, 99, 1]
+    for name, gradient in (("endless", -1.0), ("repulsion", 0.0)):
+        error = torch.tensor([0.5], requires_grad=True)
+        found[name](error, 0.25).sum().backward()
+        assert error.grad.item() == gradient
+
+
+def test_the_solutions_of_notebook_2_hold():
+    found = solved("02_dcgan")
+    net, x = found["make_discriminator"](4), torch.randn(1, 1, 28, 28, requires_grad=True)
+    net(x)[0, 0, 3, 3].backward()
+    rows = torch.nonzero(x.grad[0, 0].abs().sum(1))[:, 0]
+    layers = [(layer.kernel_size[0], layer.stride[0]) for layer in net if hasattr(layer, "stride")]
+    assert found["window"](layers) == rows.max() - rows.min() + 1 == 18
+    assert found["trimmed"](torch.arange(100.0), 0.05).sum() == 95
+    assert found["mean_rank"](np.array([3, 1, 2]), np.array([10, -5, 900])).tolist() == [2.5, 1.0, 2.5]
+
+
 # --- losses, maps and scores by hand ----------------------------------------------------------------------------------
+
+
+def test_a_photograph_is_bright_on_black_whatever_its_background(tmp_path):
+    dark = np.full((300, 200), 240, np.uint8)
+    dark[60:240, 50:150] = 20
+    for pixels in (dark, 255 - dark):
+        Image.fromarray(pixels).save(tmp_path / "photo.png")
+        image = page("01_baseline_gan")["read_garment"](tmp_path / "photo.png").images
+        assert image.shape == (1, 1, 28, 28) and image.dtype == torch.uint8
+        assert image[0, 0, 14, 14] > 200 and image[0, 0, 0, 0] < 30
 
 
 def test_abc_is_its_formula_where_that_can_be_computed_and_finite_elsewhere():
@@ -138,6 +193,17 @@ def test_blur_is_a_gaussian(sigma, side):
     x, reach = torch.randn(2, 3, side, side).double(), min(round(3 * sigma), side - 1)
     expected = ndimage.gaussian_filter(x.numpy(), (0, 0, sigma, sigma), mode="mirror", radius=(0, 0, reach, reach))
     np.testing.assert_allclose(page("03_hazelnut_autoencoder")["blur"](x, sigma), expected, atol=1e-6)
+
+
+def test_the_maps_of_the_hazelnut_autoencoder_are_one_step_apart():
+    book, name = page("03_hazelnut_autoencoder"), "hazelnut autoencoder"
+    model, x = make_model(name, make_data("03_hazelnut_autoencoder")).eval(), torch.rand(1, 3, 256, 256) * 2 - 1
+    with torch.no_grad():
+        maps = dict(zip(book["MAPS"], model.all_maps(x).unbind(1), strict=True))
+        torch.testing.assert_close(maps["plain"], (0.5 * (x - model.reconstruct(x))).square().sum(1))
+        torch.testing.assert_close(maps["smoothed"], book["blur"](maps["plain"][:, None], 2.0)[:, 0])
+        torch.testing.assert_close(maps["weighed"], maps["minus local mean"])  # the weights are not learned yet
+        torch.testing.assert_close(model.anomaly_map(x), maps["weighed"])
 
 
 def test_weights_undo_the_covariance_and_keep_the_size_of_a_usual_error():
@@ -181,6 +247,18 @@ def test_the_whitened_score_of_ganomaly_is_mahalanobis_distance():
     expected = (away @ np.linalg.inv(np.cov(gaps.T)) * away).sum(1) / 6
     found = model.anomaly_score(x[1]).detach().numpy()
     assert found == pytest.approx(expected, rel=0.1), "but for a little: Ledoit and Wolf shrink the covariance"
+
+
+def test_the_usual_gap_is_that_of_training_images_and_the_same_views_every_time():
+    data, seen = make_data("05_ganomaly"), []
+    model, good, state = make_model("GANomaly", data), data.train.normal().images, torch.get_rng_state()
+    model.hparams.views, model.learn_usual = 3, lambda split: seen.append(split.images)
+    for _ in range(2):
+        model.on_train_end()
+    assert torch.equal(state, torch.get_rng_state()), "the training's random numbers are left alone"
+    images, first, second = seen[0].split(len(good))
+    assert torch.equal(images, good) and not torch.equal(first, images) and not torch.equal(first, second)
+    assert torch.equal(seen[0], seen[1])
 
 
 def test_a_search_gives_an_image_the_same_score_alone_in_a_batch_and_again():
@@ -239,3 +317,19 @@ def test_the_bootstrap_is_the_auroc_of_resampled_test_sets():
             weight[value == label] = np.bincount(generator.integers(count, size=count), minlength=count)
         expected = [roc_auc_score(label, score, sample_weight=weight) for score in scores]
         assert found[:, draw] == pytest.approx(expected)
+
+
+def test_a_p_value_counts_held_out_scores_at_or_above():
+    p_values, held_out = page("09_from_score_to_decision")["p_values"], np.array([3.0, 1.0, 2.0, 2.0])
+    assert p_values(np.array([0.0, 2.0, 2.5, 9.0]), held_out).tolist() == [1.0, 4 / 5, 2 / 5, 1 / 5]
+
+
+def test_the_rank_of_a_threshold_promises_what_is_wanted():
+    asked = [(0.05, 19), (0.05, 18), (0.05, 600), (0.1, 39), (0.01, 99)]  # the rate, and how many images are held out
+    assert [page("09_from_score_to_decision")["rank_for"](*one) for one in asked] == [1, 0, 30, 4, 1]
+
+
+def test_costs_are_those_of_misses_and_false_alarms():
+    images = np.array([1.0, 2.0, 3.0, 4.0]), np.array([3.5, 5.0])
+    found = page("09_from_score_to_decision")["cost_of"]([3.5, 0.0, 9.0], images, 10, 0.1)
+    assert found.tolist() == pytest.approx([0.1 * 10 * 0.5 + 0.9 * 0.25, 0.9, 1.0])

@@ -12,7 +12,6 @@ import pytest
 from tests.toy import ROOT
 from tools import notebooks, run
 
-BOOKS = {path.name: json.loads(path.read_text(encoding="utf-8")) for path in notebooks.notebooks()}
 READS_ONLY = "09_from_score_to_decision.ipynb"
 
 
@@ -24,38 +23,32 @@ def code(book):
     return [cell for cell in book["cells"] if cell["cell_type"] == "code"]
 
 
-@pytest.fixture(params=BOOKS)
+@pytest.fixture(params=notebooks.notebooks(), ids=lambda path: path.stem)
 def book(request):
-    return BOOKS[request.param] | {"name": request.param}
+    return json.loads(request.param.read_text(encoding="utf-8")) | {"name": request.param.name}
 
 
-def test_title_and_badge_come_first(book):
+def test_title_badge_and_the_generated_set_up_cell_come_first(book):
     first = source(book["cells"][0])
-    assert first.startswith("# ")
-    assert notebooks.badge(book["name"]) in first
-
-
-def test_the_set_up_cell_is_the_generated_one(book):
+    assert first.startswith("# ") and notebooks.badge(book["name"]) in first
     assert source(code(book)[0]) == notebooks.set_up_cell()
 
 
-def test_cells_are_few_and_short(book):
-    lengths = [len(source(cell).splitlines()) for cell in code(book)]
-    assert len(lengths) <= 45
-    assert max(lengths) <= 40
-    assert not any("filterwarnings" in source(cell) or "simplefilter" in source(cell) for cell in code(book))
+def test_words_and_cells_are_few_and_no_warning_is_hidden(book):
+    words = [word for cell in book["cells"] if cell["cell_type"] == "markdown" for word in source(cell).split()]
+    assert len(words) <= 2500
+    cells = [source(cell) for cell in code(book)]
+    assert len(cells) <= 45 and max(len(cell.splitlines()) for cell in cells) <= 40
+    assert not any("filterwarnings" in cell or "simplefilter" in cell for cell in cells)
 
 
-def test_outputs_are_those_of_one_clean_run(book):
+def test_outputs_are_those_of_one_clean_run_name_no_machine_and_stay_small(book):
     """From top to bottom, or none at all; without errors and warnings."""
     counts = [cell["execution_count"] for cell in code(book)]
     assert counts in (list(range(1, len(counts) + 1)), [None] * len(counts))
     outputs = [output for cell in code(book) for output in cell["outputs"]]
     assert not [output for output in outputs if output["output_type"] == "error"]
     assert not [output["text"] for output in outputs if output.get("name") == "stderr"], "mend a warning"
-
-
-def test_outputs_name_no_machine_and_stay_small(book):
     text = json.dumps(book)
     assert len(text) < 3_000_000
     assert not re.search(r"/(?:work|root|home|tmp|content|Users)/\w", text.replace("/content/drive", ""))
@@ -75,15 +68,15 @@ def test_the_address_stands_everywhere_and_one_command_changes_it(tmp_path, monk
         copy(ROOT / name, tmp_path / name)
     monkeypatch.setattr(notebooks, "ROOT", tmp_path)
     files = [*notebooks.notebooks(), tmp_path / "README.md", tmp_path / "CITATION.cff"]
-    before = {path: path.read_text() for path in files}
+    before = [path.read_text() for path in files]
     notebooks.refresh()
-    assert before == {path: path.read_text() for path in files}, "make address"
+    assert before == [path.read_text() for path in files], "make address"
     old, project = notebooks.address(), tmp_path / "pyproject.toml"
     project.write_text(project.read_text().replace(old, "https://github.com/someone/else.where"))
     notebooks.refresh()
-    for path in files:
-        assert "someone/else.where" in path.read_text() and old not in path.read_text()
-        assert f"{old.removeprefix('https://github.com/')}/blob" not in path.read_text()
+    for text in (path.read_text() for path in files):
+        assert "someone/else.where" in text and old not in text
+        assert f"{old.removeprefix('https://github.com/')}/blob" not in text
 
 
 @pytest.mark.parametrize("failure", ["", "cell 3: KeyError"])

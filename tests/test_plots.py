@@ -86,9 +86,8 @@ def test_panels_draw_images_masks_and_maps_in_named_rows(channels, count):
     check(figure, TITLE, *rows, *captions, *notes)
     shown = [drawn.get_array() for drawn in drawn_images(figure)]
     assert len(shown) == 3 * count and torch.equal(some, kept)
-    np.testing.assert_array_equal(shown[0], some[0, 0] if channels == 1 else some[0].permute(1, 2, 0))
-    np.testing.assert_array_equal(shown[count], masks[0].numpy())
-    np.testing.assert_array_equal(shown[2 * count], maps[0])
+    for place, expected in enumerate((some[0, 0] if channels == 1 else some[0].permute(1, 2, 0), masks[0], maps[0])):
+        np.testing.assert_array_equal(shown[place * count], expected)
 
 
 def test_maps_of_a_row_share_one_scale_from_0_and_masks_are_black_and_white():

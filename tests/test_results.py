@@ -5,23 +5,20 @@ import shutil
 
 import numpy as np
 import pytest
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from helpers.evaluation import evaluate
 from helpers.results import load_results, mean_std, read_results, read_scores, report, write_json
 from helpers.training import fit, load
-from tests.toy import ROOT, Toy, ToyModel, WithMap, make_run
+from tests.toy import ROOT, Toy, ToyModel, WithMap, events
 from tools import results as tables
 
 CONTROL = ("5 nearest neighbours on raw pixels", 0.75)
 
 
 @pytest.fixture(scope="module")
-def reported(tmp_path_factory):
+def reported(mapped):
     """(Trained, Scores, what report returned) of a model with maps."""
-    data = Toy(masks=True)
-    found = fit(WithMap(seed=7), data, make_run(tmp_path_factory.mktemp("reported")), show=False)
-    scores = evaluate(found.model, data, percentile=75)
+    found, _, scores = mapped
     return found, scores, report(scores, found, {"auroc": [0.5, 0.75]}, CONTROL)
 
 
@@ -60,8 +57,7 @@ def test_the_scores_are_kept_image_by_image(reported):
 
 def test_tensorboard_gets_metrics_figures_and_hyperparameters_in_one_file(reported):
     folder = reported[0].folder
-    found = EventAccumulator(str(folder))
-    found.Reload()
+    found = events(folder)
     assert {"test/auroc", "test/pro"} <= set(found.Tags()["scalars"])
     assert {"results/scores", "results/curves", "results/defect_types"} <= set(found.Tags()["images"])
     assert "_hparams_/session_start_info" in found.summary_metadata, "else the HParams tab is empty"
@@ -97,9 +93,6 @@ def test_json_is_whole_or_not_there(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["results.json"]
 
 
-# --- all versions as one table ----------------------------------------------------------------------------------------
-
-
 @pytest.fixture
 def logs(tmp_path, reported):
     """A log folder with version_10, version_10/side and version_9."""
@@ -128,37 +121,27 @@ def test_only_what_has_the_same_task_may_be_compared(logs):
     assert load_results(logs)["task"].duplicated(keep=False).tolist() == [False, True, True]
 
 
-def results(**changes):
-    """As bytes; None takes a field away."""
-
-    def change(known):
-        content = {name: value for name, value in (known | changes).items() if value is not None}
-        return json.dumps(content).encode()
-
-    return change
-
-
-DAMAGES = [
+DAMAGES = [  # of results.json as a whole, or of fields in it: None takes one away
     (b'{"auroc": ', "Expecting value"),
-    (b"", "Expecting value"),
     (b"\xff\xfe{}", "utf-8"),
     (b"[1, 2]", "version_9: "),
     (b"[" * 100_000, "version_9: "),
-    (results(dataset=None, n_test_normal=None), "results.json lacks dataset, n_test_normal"),
-    (results(auroc=None), "results.json lacks auroc"),
-    (results(seeds=None), "seeds"),
-    (results(auroc=1.5), "states an AUROC of 1.5"),
-    (results(auroc="high"), "version_9: "),
-    (results(auroc=float("nan")), "states an AUROC of nan"),
-    (results(seeds=[0.5]), "version_9: "),
-    (results(seeds={"auroc": "many"}), "version_9: "),
+    ({"dataset": None, "n_test_normal": None}, "results.json lacks dataset, n_test_normal"),
+    ({"seeds": None}, "seeds"),
+    ({"auroc": 1.5}, "states an AUROC of 1.5"),
+    ({"auroc": "high"}, "version_9: "),
+    ({"auroc": float("nan")}, "states an AUROC of nan"),
+    ({"seeds": [0.5]}, "version_9: "),
 ]
 
 
 @pytest.mark.parametrize(("content", "reason"), DAMAGES, ids=range(len(DAMAGES)))
 def test_results_that_cannot_be_read_are_named_and_never_raised(logs, capsys, content, reason):
     path = logs / "version_9" / "results.json"
-    path.write_bytes(content(read_results(path.parent)) if callable(content) else content)
+    if isinstance(content, dict):
+        fields = (read_results(path.parent) | content).items()
+        content = json.dumps({name: value for name, value in fields if value is not None}).encode()
+    path.write_bytes(content)
     assert load_results(logs).index.tolist() == ["version_10", "version_10/side"]
     said = capsys.readouterr().out
     assert said.startswith("left out: version_9: ") and reason in said and said.count("\n") == 1
@@ -175,17 +158,16 @@ def test_missing_and_closed_results_are_named(logs, capsys, monkeypatch):
     assert "version_10: [Errno 13] denied" in said
 
 
-def arrays(**changes):
-    known = {"score": [0.0, 2.0, 1.0, 3.0], "label": [0, 0, 1, 1], "defect_type": [0, 0, 1, 1]}
-    return lambda path: np.savez(path, **known | {"defect_types": ["good", "bad"], "validation": [0.0, 0.5]} | changes)
+def changed(**arrays):
+    return lambda path: np.savez(path, **dict(np.load(path)) | arrays)
 
 
 SCORE_DAMAGES = {
     "missing": lambda path: path.unlink(),
     "cut": lambda path: path.write_bytes(path.read_bytes()[:-300]),
     "text": lambda path: path.write_text("scores"),
-    "not finite": arrays(score=[0.0, np.nan, 1.0, 2.0]),
-    "pickled": arrays(validation=np.array([{}, None])),
+    "not finite": changed(score=[np.nan] * 20),
+    "pickled": changed(validation=np.array([{}, None])),
 }
 
 
@@ -204,9 +186,6 @@ def test_every_committed_version_is_complete(capsys):
     for folder, stated in zip(committed["folder"], committed["auroc"], strict=True):
         assert read_scores(folder).auroc == pytest.approx(stated, abs=1e-4), folder
     assert (committed["profile"] == "full").all()
-
-
-# --- README.md and RESULTS.md -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name, write", [("RESULTS.md", tables.text), ("README.md", tables.readme)])

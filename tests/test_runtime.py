@@ -38,11 +38,11 @@ def test_settings_replace_only_what_exists(tmp_path):
         run.settings({"a": [1]}, quick={}, smoke={})
 
 
-PRECISIONS = [((9, 0), True, "bf16-mixed"), ((8, 0), False, "bf16-mixed")]
-PRECISIONS += [((7, 5), True, "16-mixed"), ((7, 5), False, "32-true")]  # a T4 emulates bf16, and says that it has it
+T4 = (7, 5)  # it emulates bf16, and says that it has it
+CARDS = [((9, 0), True, "bf16-mixed"), ((8, 0), False, "bf16-mixed"), (T4, True, "16-mixed"), (T4, False, "32-true")]
 
 
-@pytest.mark.parametrize(("capability", "large", "precision"), PRECISIONS)
+@pytest.mark.parametrize(("capability", "large", "precision"), CARDS)
 def test_the_precision_is_one_that_the_card_computes_natively(monkeypatch, capability, large, precision):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     assert runtime.best_precision(CUDA, large) == precision
@@ -79,17 +79,16 @@ def test_what_start_prints_names_no_folder_of_this_machine(capsys, monkeypatch, 
 
 def test_everything_works_where_posix_is_missing(tmp_path):
     """As on Windows: no ``resource``, no ``fcntl``, no ``os.getuid``.  What torch itself needs is imported before."""
-    modules = [path.relative_to(ROOT).with_suffix("").parts for path in (ROOT / "helpers").rglob("[a-z]*.py")]
-    code = f"""
-import importlib, os, sys
-import pytorch_lightning, torch, torchvision, matplotlib.pyplot, sklearn.metrics, pandas, tensorboard, filelock
-import torch.utils.tensorboard
+    code = """
+import importlib, os, pkgutil, sys
+import pytorch_lightning, torchvision, matplotlib.pyplot, sklearn.metrics, pandas, torch.utils.tensorboard, filelock
 from pathlib import Path
 sys.modules.update(dict.fromkeys(("resource", "fcntl", "pwd", "grp")))
 for name in ("getuid", "geteuid", "getgid", "sysconf", "fork", "uname", "mkfifo", "chown"):
     delattr(os, name)
-for module in {sorted(map(".".join, modules))}:
-    importlib.import_module(module)
+import helpers
+for module in pkgutil.walk_packages(helpers.__path__, "helpers."):
+    importlib.import_module(module.name)
 from tests.toy import Toy, ToyModel, make_run
 from helpers.evaluation import evaluate
 from helpers.training import fit

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch.nn.utils import parameters_to_vector
 
 if __name__ == "__main__":
     # registered before the helpers, so called after whatever they do at the end; in one piece, as two share a pipe
@@ -26,11 +27,9 @@ def main(folder: Path) -> None:
     run, found = make_run(folder), {}
     for name, kind in KINDS.items():
         trained = fit(kind(), Toy(), run, name=name, show=False, checkpoint_seconds=0)
-        found[name] = {
-            "score": torch.from_numpy(evaluate(trained.model, Toy()).score),
-            "weights": torch.cat([weights.detach().flatten() for weights in trained.model.parameters()]),
-            "facts": (trained.history["devices"], len(trained.history["frames"]), str(trained.folder)),
-        }
+        facts = (trained.history["devices"], len(trained.history["frames"]), str(trained.folder))
+        weights = parameters_to_vector(trained.model.parameters()).detach()
+        found[name] = {"facts": facts, "weights": weights, "score": torch.tensor(evaluate(trained.model, Toy()).score)}
     torch.save(found, folder / f"rank_{torch.distributed.get_rank()}.pt")
 
 

@@ -12,25 +12,12 @@ from helpers.evaluation import evaluate
 from helpers.results import report
 from helpers.training import fit
 from helpers.versions import find_folder
-from tests.toy import BATCHES, Toy, ToyModel, error, make_run, stopped
+from tests.toy import BATCHES, Toy, ToyModel, make_run, stopped
 
 pytestmark = pytest.mark.usefixtures("no_figures")
 IDENTITY = {"epochs": 3, "code_fingerprint": "c", "data_fingerprint": "d"}
-
-
-# --- changed code trains ----------------------------------------------------------------------------------------------
-
-
-class OtherLoss(ToyModel):
-    """Its loss is edited; the class has the same name, as in a notebook."""
-
-    def training_step(self, batch, batch_idx):
-        losses = {"reconstruction": 2 * error(self, batch[0]).mean()}
-        self.record(losses)
-        return self.weighted_sum(losses)
-
-
-OtherLoss.__name__ = "ToyModel"
+# its loss is edited; the class has the same name, as in a notebook
+EDITED = type("ToyModel", (ToyModel,), {"weighted_sum": lambda self, losses: 2 * losses["reconstruction"]})
 
 
 def train(run, model=None, data=None, **options):
@@ -57,7 +44,7 @@ def edited(split):
 
 
 CHANGES = {
-    "code": (lambda: OtherLoss(epochs=1), Toy, "other code"),
+    "code": (lambda: EDITED(epochs=1), Toy, "other code"),
     "settings": (lambda: ToyModel(epochs=1, lr=0.5), Toy, "other settings"),
     "images": (lambda: ToyModel(epochs=1), lambda: edited("train"), "other data"),
     "held-out images": (lambda: ToyModel(epochs=1), lambda: edited("validation"), "other data"),
@@ -111,78 +98,66 @@ def test_a_kernel_lost_in_the_7th_of_nine_trainings_finds_six_and_continues_the_
     assert said.count("continuing .../b after batch 4 of 12") == 1
 
 
-# --- folders ----------------------------------------------------------------------------------------------------------
+def find(folder, name="", run=None, **changes):
+    """The folder of a training, as a new kernel finds it, or a ``run`` that goes on."""
+    return find_folder(run or make_run(folder), name, IDENTITY | changes, resume=True)
 
 
-@pytest.fixture
-def find(tmp_path):
-    """``find(name)``: the folder of a training, as a new kernel finds it, or a ``run`` that goes on."""
-
-    def find(name="", resume=True, run=None, **changes):
-        return find_folder(run or make_run(tmp_path), name, IDENTITY | changes, resume)
-
-    find.logs = tmp_path / "logs"
-    return find
-
-
-def test_versions_start_after_the_committed_ones_and_count_up(find):
-    first = find()
+def test_versions_start_after_the_committed_ones_and_count_up(tmp_path):
+    first = find(tmp_path)
     assert first.name == "version_10" and yaml.safe_load((first / "hparams.yaml").read_text()) == IDENTITY
     for name in ("version_31", "version_x"):
-        (find.logs / name).mkdir()
-    assert find(epochs=4).name == "version_32"
+        first.with_name(name).mkdir()
+    assert find(tmp_path, epochs=4).name == "version_32"
 
 
-def test_further_trainings_are_sub_folders_with_their_own_settings(find, run):
-    main = find(run=run)
-    assert find("slow", run=run, epochs=9) == main / "slow"
+def test_further_trainings_are_sub_folders_with_their_own_settings(tmp_path, run):
+    main = find(tmp_path, run=run)
+    assert find(tmp_path, "slow", run, epochs=9) == main / "slow"
     assert versions.read_hparams(main / "slow")["epochs"] == 9
-    assert find("slow", run=run, epochs=8).parent.name == "version_11"
+    assert find(tmp_path, "slow", run, epochs=8).parent.name == "version_11"
     for name in ("../elsewhere", "a/b", "a b", "."):
         with pytest.raises(ValueError, match="a name is letters, digits"):
-            find(name)
+            find(tmp_path, name)
 
 
-def test_a_reference_run_has_the_version_it_names_and_never_resumes_another(find, run, monkeypatch):
-    find()
+def test_a_reference_run_has_the_version_it_names_and_never_resumes_another(tmp_path, run, monkeypatch):
+    find(tmp_path)
     monkeypatch.setenv("AD_VERSION", "0")
-    assert find(run=run).name == find(run=run).name == "version_0"
+    assert find(tmp_path, run=run).name == find(tmp_path, run=run).name == "version_0"
     with pytest.raises(TrainingError, match="version_0 exists: no run is overwritten"):
-        find()
+        find(tmp_path)
     monkeypatch.setenv("AD_VERSION", "next")
     with pytest.raises(ValueError, match="number of a version"):
-        find()
+        find(tmp_path)
 
 
-def test_two_that_claim_at_once_get_two_versions(find, monkeypatch):
-    find()
+def test_two_that_claim_at_once_get_two_versions(tmp_path, monkeypatch):
+    find(tmp_path)
     real, calls = versions.numbered, []
     monkeypatch.setattr(versions, "numbered", lambda logs: calls.append(1) or ({} if len(calls) == 2 else real(logs)))
-    assert find(epochs=4).name == "version_11"
+    assert find(tmp_path, epochs=4).name == "version_11"
 
 
-def test_a_version_that_another_process_trains_is_not_continued(find):
-    mine = find.logs / "version_10"
+def test_a_version_that_another_process_trains_is_not_continued(tmp_path):
+    mine = tmp_path / "logs" / "version_10"
     mine.mkdir(parents=True)
     (mine / "hparams.yaml").write_text(yaml.safe_dump(IDENTITY))
-    code = "import sys; from filelock import FileLock; lock = FileLock(sys.argv[1]); lock.acquire(); print(flush=True); input()"
+    code = "import filelock, sys; one = filelock.FileLock(sys.argv[1]); one.acquire(); print(flush=True); input()"
     command = [sys.executable, "-c", code, mine / ".lock"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         other.stdout.readline()
-        assert find().name == "version_11"
+        assert find(tmp_path).name == "version_11"
         other.communicate("\n")
 
 
 @pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"a: [1, 2", b"!!python/object:os.system {}", b"words", None])
-def test_a_neighbour_that_cannot_be_read_does_not_block(find, content):
+def test_a_neighbour_that_cannot_be_read_does_not_block(tmp_path, content):
     """None: its hparams.yaml is a folder, which as little can be opened as a file that is closed to us."""
-    for number in (3, 12):
-        neighbour = find.logs / f"version_{number}"
-        neighbour.mkdir(parents=True)
-        hparams = neighbour / "hparams.yaml"
-        hparams.mkdir() if content is None else hparams.write_bytes(content)
-        (neighbour / "last.ckpt").write_bytes(b"broken")
-    assert find().name == "version_13"
+    hparams = tmp_path / "logs" / "version_12" / "hparams.yaml"
+    hparams.parent.mkdir(parents=True)
+    hparams.mkdir() if content is None else hparams.write_bytes(content)
+    assert find(tmp_path).name == "version_13"
 
 
 def test_a_log_folder_that_cannot_be_made_is_one_clear_error(run):

@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
 from helpers import runtime
@@ -48,7 +50,7 @@ def squares(count: int, seed: int, masks: bool = False) -> Split:
 
 
 class ToyModel(AnomalyModel):
-    """One optimiser, a schedule, scores relative to the training images'; its output depends on the mode."""
+    """One optimiser, a schedule of NumPy's numbers, scores relative to the training images'; the mode counts."""
 
     def __init__(self, **changes):
         super().__init__(SETTINGS | changes)
@@ -59,7 +61,8 @@ class ToyModel(AnomalyModel):
 
     def configure_optimizers(self):
         optimizer = self.adam(self.parameters(), self.hparams.lr)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda batch: 1 - batch / (self.n_batches + 1))
+        steps = self.trainer.estimated_stepping_batches + 1  # it sets the loader up before its position is known
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda batch: np.float64(1 - batch / steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def training_step(self, batch, batch_idx):
@@ -98,31 +101,29 @@ class Adversarial(ToyModel):
 
     def __init__(self, **changes):
         super().__init__(**changes)
-        self.discriminator = nn.Linear(SIDE**2, 1)
+        self.decide = nn.Sequential(nn.Flatten(), nn.Linear(SIDE**2, 1))
 
     def configure_optimizers(self):
         generator = [*self.net.parameters(), *self.last.parameters()]
-        return [self.adam(part, self.hparams.lr) for part in (generator, self.discriminator.parameters())]
+        return [self.adam(part, self.hparams.lr) for part in (generator, self.decide.parameters())]
 
     def training_step(self, batch, batch_idx):
-        for_generator, for_discriminator = self.optimizers()
-        normal, _ = batch
-        fake = self.reconstruct(normal)
+        normal, fake = batch[0], self.reconstruct(batch[0])
+        losses = {"reconstruction": (normal - fake).square().mean()}
+        losses["adversarial"] = (self.decide(fake) - 1).square().mean()
         real_or_fake = (self.decide(normal) - 1).square().mean() + self.decide(fake.detach()).square().mean()
-        for_discriminator.zero_grad()
-        self.manual_backward(real_or_fake)
-        for_discriminator.step()
-        losses = {
-            "reconstruction": (normal - fake).square().mean(),
-            "adversarial": (self.decide(fake) - 1).square().mean(),
-        }
-        for_generator.zero_grad()
-        self.manual_backward(self.weighted_sum(losses))
-        for_generator.step()
+        for optimizer, loss in zip(self.optimizers(), (self.weighted_sum(losses), real_or_fake), strict=True):
+            optimizer.zero_grad()
+            self.manual_backward(loss)
+            optimizer.step()
         self.record(losses | {"discriminator": real_or_fake})
 
-    def decide(self, x):
-        return self.discriminator(x.flatten(1))
+
+def events(folder: Path) -> EventAccumulator:
+    """All that TensorBoard has of a version."""
+    found = EventAccumulator(str(folder), size_guidance={"scalars": 0, "images": 0})
+    found.Reload()
+    return found
 
 
 def stopped(model: AnomalyModel, batch: int, error: BaseException | None = None, hook: str = "on_train_batch_start"):

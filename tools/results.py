@@ -90,7 +90,7 @@ def overview(logs: Path) -> str:
         rows.append({
             "task": f"{title} ({best['n_test_normal']:,} + {best['n_test_anomalous']:,} test images)",
             "best here": f"{bold[0]} {best['model']}, notebook {int(best['notebook'][:2])}",
-            "best without a network": f"{bold[1]} {control['control'].removesuffix(', no network')}",
+            "best without a network": f"{bold[1]} {control['control']}",
             "published": "" if other is None else f"{other['auroc']:.3f} {other['method']}",
         })  # fmt: skip
     return markdown(rows, ("task", "best here", "best without a network", "published"))

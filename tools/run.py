@@ -7,7 +7,6 @@ python tools/run.py --outputs [01 ...]     outputs in notebooks/ made anew from 
 
 import argparse
 import base64
-import io
 import os
 import re
 import shutil
@@ -22,17 +21,16 @@ import nbformat
 import pandas as pd
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
-from PIL import Image
 from tqdm import tqdm
 from traitlets.config import Config
 
 ROOT = Path(__file__).resolve().parents[1]
-LARGE = 80_000  # characters of a figure in a notebook
 sys.path.insert(0, str(ROOT))
 
 from helpers import results, runtime  # noqa: E402
 from helpers.progress import Line  # noqa: E402
 from tools.notebooks import notebooks, source  # noqa: E402
+from tools.thin import PNG, smaller, thin  # noqa: E402
 
 
 class Client(NotebookClient):
@@ -91,13 +89,10 @@ def execute(path: Path, target: Path, train: bool = True) -> str:
 
 
 def shrink(data: dict) -> None:
-    """Store a large figure, one full of photographs, as JPEG where that is smaller."""
-    if len(png := data.get("image/png", "")) > LARGE:
-        buffer = io.BytesIO()
-        Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB").save(buffer, "JPEG", quality=80, optimize=True)
-        if len(jpeg := base64.b64encode(buffer.getvalue()).decode()) < len(png):
-            data["image/jpeg"] = jpeg
-            del data["image/png"]
+    """Store a figure with fewer colours, or as JPEG, where that is smaller."""
+    if png := data.pop("image/png", None):
+        less = smaller(base64.b64decode(png))
+        data["image/png" if less.startswith(PNG) else "image/jpeg"] = base64.b64encode(less).decode()
 
 
 def run(chosen: list[Path]) -> int:
@@ -168,6 +163,7 @@ def reference(path: Path) -> int:
     if failure or not (trained / "results.json").exists():
         print(f"what was done is in {runtime.show_path(folder)}; {path.name} and {version.name} are as they were")
         return 1
+    thin(trained)
     if version.exists():
         version.rename(old)
         print(f"the version before is kept as {old.name}")

@@ -4,7 +4,7 @@ import hashlib
 
 import torch
 
-from helpers.data.batches import Augment, Batches, Split, to_float, to_uint8
+from helpers.data.batches import Augment, Batches
 
 
 class OneClassData:
@@ -68,11 +68,3 @@ class OneClassData:
     def train_dataloader(self) -> Batches:
         """One epoch of ``(normal, anomalous)`` batches, already on the device."""
         return Batches(self)
-
-    def views(self, split: Split, count: int) -> Split:
-        """The images of a split, then ``count`` - 1 times augmented as in training.  Always the same."""
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(self.seed)  # torch.manual_seed would reseed the GPUs too, for good
-            copies = [to_uint8(self.augment(to_float(split.images.cpu()))) for _ in range(count - 1)]
-        images = torch.cat([split.images.cpu(), *copies])
-        return Split(images, split.label.repeat(count), split.defect_type.repeat(count))

@@ -1,4 +1,4 @@
-"""Recordings of a machine as images: log-mel spectrograms, low notes at the bottom, time from left to right."""
+"""Recordings of a machine as images, which a function of the notebook makes of them."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -17,11 +17,11 @@ from helpers.data.samples import SAMPLES, sample
 from helpers.runtime import Run, say_once, show_path
 
 ENDINGS = (".flac", ".ogg", ".wav")
-RATE, WINDOW, HOP, BANDS = 16_000, 1024, 512, 128  # samples a second; of DCASE's baseline, as the number of bands
-QUIET, LOUD = -110.0, -20.0  # decibels that become 0 and 255; a sine of full scale has 0 in its band
-MARKED = 3.0  # decibels by which a fault must change a place of the spectrogram to count as its mask
+RATE = 16_000  # samples a second
+MARKED = 8.5  # grey levels of 255 by which a fault must change a pixel to count as its mask: 3 of 90 decibels
 FEWEST = 4  # normal recordings
-Fault = Callable[[np.ndarray, np.random.Generator], np.ndarray]  # a clip, (samples,), with a fault in it
+Picture = Callable[[np.ndarray], Tensor]  # a clip, (samples,) float32, as an image, (1, H, W) uint8
+Fault = Callable[[np.ndarray, np.random.Generator], np.ndarray]  # a clip with a fault in it
 
 
 def read_clip(path: Path | str, seconds: float = 10.0) -> np.ndarray:
@@ -48,33 +48,6 @@ def read_clip(path: Path | str, seconds: float = 10.0) -> np.ndarray:
     return sound if rate == RATE else resample_poly(sound, RATE, rate).astype(np.float32)
 
 
-@functools.cache
-def mel_filters() -> Tensor:
-    """(``BANDS``, ``WINDOW`` / 2 + 1) weights of triangles that overlap by half, equally wide on the mel scale.
-
-    mel(f) = 2595 log10(1 + f / 700), up to half of ``RATE``; the weights of a band have the sum 1.
-    """
-    mels = np.linspace(0, 2595 * np.log10(1 + RATE / 2 / 700), BANDS + 2)
-    left, middle, right = (700 * (10 ** (mels[k : k + BANDS, None] / 2595) - 1) for k in range(3))
-    notes = np.linspace(0, RATE / 2, WINDOW // 2 + 1)
-    weights = np.minimum((notes - left) / (middle - left), (right - notes) / (right - middle)).clip(0)
-    return torch.from_numpy(weights / weights.sum(1, keepdims=True)).float()
-
-
-def band_notes() -> np.ndarray:
-    """(``BANDS``,) middle frequency of each band, in hertz, from the lowest to the highest."""
-    return 700 * (10 ** (np.linspace(0, np.log10(1 + RATE / 2 / 700), BANDS + 2)[1:-1]) - 1)
-
-
-def spectrogram(clip: np.ndarray) -> Tensor:
-    """A clip, (samples,), as a picture, (1, ``BANDS``, frames) uint8: decibels from ``QUIET`` to ``LOUD``."""
-    bell = torch.hann_window(WINDOW)
-    notes = torch.stft(torch.from_numpy(clip), WINDOW, HOP, window=bell, center=False, return_complex=True)
-    power = mel_filters() @ (notes.abs() / (0.5 * bell.sum())).square()
-    decibels = 10 * power.clamp_min(1e-12).log10()
-    return ((decibels - QUIET) / (LOUD - QUIET) * 255).round().clamp(0, 255).byte().flip(0)[None]
-
-
 def list_clips(folder: Path) -> tuple[list[Path], list[Path], list[Path]]:
     """Normal recordings to learn from; normal ones to test, if these are kept apart; anomalous ones.
 
@@ -93,12 +66,12 @@ def list_clips(folder: Path) -> tuple[list[Path], list[Path], list[Path]]:
 
 
 class Recordings(OneClassData):
-    """Spectrograms (N, 1, ``BANDS``, frames) of a folder of recordings, with every ``folds``-th normal one left out.
+    """Images (N, 1, H, W) of a folder of recordings, with every ``folds``-th normal one left out.
 
     Those left out, from the ``fold``-th on, are tested with the anomalous ones (where no normal ones are kept apart
     for the test), and make the validation split together with copies that have a fault in them.
-    dataset: a folder below the data folder or the samples, or a path; see ``list_clips``.
-    faults: {name: function}, for the validation split; what they change by more than 3 decibels is their mask.
+    picture: makes the image of a clip.  dataset: a folder below the data folder or the samples, or a path; see
+        ``list_clips``.  faults: {name: function}, for the validation split; ``MARKED`` tells what of it is their mask.
     folds: at most as many as there are normal recordings, which leaves out one at a time.
     max_clips: at most so many of each kind.
     """
@@ -108,6 +81,7 @@ class Recordings(OneClassData):
     def __init__(
         self,
         run: Run,
+        picture: Picture,
         dataset: str = "mimii_fan/fan/id_00",
         faults: Mapping[str, Fault] | None = None,
         fold: int = 0,
@@ -121,14 +95,16 @@ class Recordings(OneClassData):
         super().__init__(run.device, batch_size, 0, seed, None, images_per_epoch)
         known = [path for path in (run.data_dir / dataset, Path(dataset)) if path.is_dir()]
         folder = known[0] if known and run.profile != "smoke" else sample(dataset)
-        self.seconds, (normal, tested, anomalous) = seconds, (part[:max_clips] for part in list_clips(folder))
+        self.picture, self.seconds = picture, seconds
+        normal, tested, anomalous = (part[:max_clips] for part in list_clips(folder))
         self.folds = min(folds, len(normal))
         require((0 <= fold < self.folds, f"fold is one of 0 to {self.folds - 1}: got {fold}"))
         left_out = normal[fold :: self.folds]
         self.files = {"train": [path for path in normal if path not in left_out]}
         self.files |= {"validation": left_out, "test": [*(tested or left_out), *anomalous]}
         self.defect_types, random = ("normal", "anomalous", *(faults or ())), np.random.default_rng([seed, fold])
-        images = {name: read_spectrograms(paths, seconds) for name, paths in self.files.items()}
+        images = {name: torch.stack([_read(path, path.stat().st_mtime_ns, seconds, picture) for path in paths])
+                  for name, paths in self.files.items()}  # fmt: skip
         faulty = [self._with_fault(path, image, fault, 2 + kind, random) for kind, fault in enumerate((faults or {}).values())
                   for path, image in zip(left_out, images["validation"], strict=True)]  # fmt: skip
         self.train, self.validation = good_and_painted(images["train"]), good_and_painted(images["validation"], faulty)
@@ -145,17 +121,11 @@ class Recordings(OneClassData):
         return super().fields() | self.counted
 
     def _with_fault(self, path: Path, image: Tensor, fault: Fault, kind: int, random: np.random.Generator) -> tuple:
-        """The spectrogram with a fault, the mask of what it changed, and the number of its kind."""
-        faulty = spectrogram(fault(read_clip(path, self.seconds), random).astype(np.float32))
-        steps = (faulty[0].float() - image[0].float()).abs()
-        return faulty, steps > MARKED * 255 / (LOUD - QUIET), kind
+        """The image with a fault, the mask of what it changed, and the number of its kind."""
+        faulty = self.picture(fault(read_clip(path, self.seconds), random).astype(np.float32))
+        return faulty, (faulty[0].float() - image[0].float()).abs() > MARKED, kind
 
 
-def read_spectrograms(paths: list[Path], seconds: float) -> Tensor:
-    """(N, 1, ``BANDS``, frames) uint8 of some recordings; each is kept in memory until its file changes."""
-    return torch.stack([_spectrogram(path, path.stat().st_mtime_ns, seconds) for path in paths])
-
-
-@functools.lru_cache(maxsize=4096)
-def _spectrogram(path: Path, changed: int, seconds: float) -> Tensor:
-    return spectrogram(read_clip(path, seconds))
+@functools.lru_cache(maxsize=4096)  # kept in memory until the file or the picture's code changes
+def _read(path: Path, changed: int, seconds: float, picture: Picture) -> Tensor:
+    return picture(read_clip(path, seconds))

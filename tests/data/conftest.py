@@ -1,5 +1,6 @@
 """Fixtures of the data tests: runs, files in MNIST's format, and a web server on this machine."""
 
+import contextlib
 import gzip
 import http.server
 import struct
@@ -7,9 +8,9 @@ import threading
 
 import numpy as np
 import pytest
-import torch
 
 from helpers.runtime import Run, say_once
+from tests.toy import CPU
 
 
 @pytest.fixture(autouse=True)
@@ -21,40 +22,33 @@ def nothing_said_yet():
 @pytest.fixture
 def make_run(tmp_path):
     """``make_run(profile)``: a run on the CPU whose data folder is empty until the test fills it."""
-
-    def make(profile: str = "quick") -> Run:
-        return Run("01_test", profile, torch.device("cpu"), tmp_path / "data", tmp_path / "logs")
-
-    return make
+    return lambda profile="quick": Run("01_test", profile, CPU, tmp_path / "data", tmp_path / "logs")
 
 
 @pytest.fixture
 def serve(monkeypatch):
     """``serve({name: bytes})`` gives the address of a server with these files and the list of names asked for."""
     monkeypatch.setenv("no_proxy", "*")
-    servers = []
+    with contextlib.ExitStack() as servers:
 
-    def start(files: dict[str, bytes]) -> tuple[str, list[str]]:
-        seen = []
+        def start(files: dict[str, bytes]) -> tuple[str, list[str]]:
+            seen = []
 
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_GET(self):
-                seen.append(self.path[1:])
-                self.send_response(200 if self.path[1:] in files else 404)
-                content = files.get(self.path[1:], b"")
-                self.send_header("Content-Length", str(len(content)))
-                self.end_headers()
-                self.wfile.write(content)
+            class Handler(http.server.BaseHTTPRequestHandler):
+                def do_GET(self):
+                    seen.append(self.path[1:])
+                    self.send_response(200 if self.path[1:] in files else 404)
+                    content = files.get(self.path[1:], b"")
+                    self.send_header("Content-Length", str(len(content)))
+                    self.end_headers()
+                    self.wfile.write(content)
 
-        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-        servers.append(server)
-        return f"http://127.0.0.1:{server.server_address[1]}/", seen
+            server = servers.enter_context(http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler))
+            servers.callback(server.shutdown)
+            threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+            return f"http://127.0.0.1:{server.server_address[1]}/", seen
 
-    yield start
-    for server in servers:
-        server.shutdown()
-        server.server_close()
+        yield start
 
 
 @pytest.fixture

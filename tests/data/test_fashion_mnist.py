@@ -1,6 +1,5 @@
 import gzip
 import hashlib
-import os
 
 import pytest
 import torch
@@ -67,24 +66,20 @@ def test_no_image_is_in_two_splits(make):
 
 def test_label_1_is_anomalous_and_the_defect_type_is_the_class(make):
     data = make(normal_class="Dress")
-    assert data.defect_types == CLASSES and data.normal_class == "Dress"
+    assert data.title == "Fashion-MNIST (600 + 200 images): Dress normal, 50% labelled anomalies"
+    assert data.defect_types == CLASSES
     for split in (data.train, data.validation, data.test):
         assert split.images.dtype == torch.uint8 and split.images.shape[1:] == (1, 28, 28)
         assert torch.equal(split.label, (split.defect_type != 3).long())
         assert split.defect_type.tolist() == [number % 10 for number in numbers(split)]
 
 
-def test_the_choice_of_images_is_that_of_the_committed_results(make):
-    digest = hashlib.sha256(repr(numbers(make(seed=1).train) + numbers(make(seed=1).validation)).encode())
-    assert digest.hexdigest()[:12] == "fc831fedd55c"
-
-
-def test_only_the_seed_decides_what_is_held_out(make):
-    torch.manual_seed(1)
-    first, again, balanced, other = make(seed=1, anomaly_fraction=0), make(seed=1), make(seed=1), make(seed=2)
-    assert numbers(first.validation) == numbers(again.validation)
-    assert numbers(first.train) == numbers(balanced.train.normal()), "gamma does not change the normal images"
-    assert set(numbers(again.train)) != set(numbers(other.train))
+def test_the_seed_alone_decides_what_is_held_out_as_in_the_committed_results(make):
+    data, one_class, other = make(seed=1), make(seed=1, anomaly_fraction=0), make(seed=2)
+    train, validation = numbers(data.train), numbers(data.validation)
+    assert hashlib.sha256(repr(train + validation).encode()).hexdigest()[:12] == "fc831fedd55c"
+    assert numbers(one_class.validation) == validation and numbers(one_class.train) == numbers(data.train.normal())
+    assert set(numbers(other.train)) != set(train)
 
 
 def test_max_images_holds_for_each_label_in_each_split(make):
@@ -104,11 +99,7 @@ def test_one_class_can_be_the_anomalous_one(make):
 
 def test_a_size_adds_a_black_border(make):
     bare, framed = make().test.images, make(size=32).test.images
-    assert framed.shape[1:] == (1, 32, 32)
-    assert torch.equal(framed[..., 2:30, 2:30], bare) and framed.sum() == bare.sum()
-
-
-# --- which files ----------------------------------------------------------------------------------------------------
+    assert torch.equal(framed, torch.nn.functional.pad(bare, (2, 2, 2, 2)))
 
 
 @pytest.mark.parametrize(("data", "size"), [(FashionMNISTOneClass, "8,000 + 2,000"), (MNISTOneClass, "3,000 + 1,000")])
@@ -127,13 +118,10 @@ def test_files_on_disk_are_read_packed_or_not(make, numbered):
 
 
 @pytest.mark.parametrize("content", [slice(900), slice(0), slice(1, None)], ids=["cut", "empty", "no gzip file"])
-@pytest.mark.parametrize("packed", [True, False])
-def test_a_damaged_file_is_named_never_replaced_silently(make_run, numbered, content, packed, capsys):
-    path = numbered / "train-images-idx3-ubyte.gz"
-    whole = path.read_bytes()
-    if not packed:
-        path, whole = path.with_suffix(""), gzip.decompress(whole)
-    path.write_bytes(whole[content])
+@pytest.mark.parametrize("ending", [".gz", ""])
+def test_a_damaged_file_is_named_never_replaced_silently(make_run, numbered, content, ending, capsys):
+    packed, path = numbered / "train-images-idx3-ubyte.gz", numbered / f"train-images-idx3-ubyte{ending}"
+    path.write_bytes((packed.read_bytes() if ending else gzip.decompress(packed.read_bytes()))[content])
     with pytest.raises(DataError, match=rf"{path.name} is damaged .*: delete it and run again, or replace it"):
         FashionMNISTOneClass(make_run("full"))
     assert path.exists() and capsys.readouterr().out == ""
@@ -149,14 +137,14 @@ def test_full_downloads_the_files_whose_checksums_torchvision_knows(make_run, se
     run = make_run("full")
     for _ in range(2):
         assert MNISTOneClass(run, anomaly_fraction=0).subset == "3,000 + 1,000 images"
-    assert sorted(seen) == sorted(files) == sorted(path.name for path in (run.data_dir / "MNIST" / "raw").iterdir())
+    assert sorted(seen) == sorted(files)
 
 
 @pytest.mark.real_data
 def test_complete_fashion_mnist_has_its_known_counts(make_run):
     run = make_run()
     run.data_dir = data_dir()
-    if not (run.data_dir / "FashionMNIST" / "raw").is_dir() or os.environ.get("AD_PROFILE") == "smoke":
+    if not (run.data_dir / "FashionMNIST" / "raw").is_dir():
         pytest.skip("Fashion-MNIST is not at hand")
     data = FashionMNISTOneClass(run, normal_class="Trouser", anomaly_fraction=0.5)
     assert data.subset == "60,000 + 10,000 images"

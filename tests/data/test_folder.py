@@ -7,16 +7,16 @@ from PIL import Image
 
 from helpers.data.folder import CARD, Folder, stress_card
 from helpers.data.photo import DataError
+from tests.data.test_images import save
 
 
 def write(folder, count, side=40, seed=0, mode="RGB", ending="png"):
     """``count`` different pictures of a bright square on dark ground."""
-    folder.mkdir(parents=True, exist_ok=True)
     random = np.random.default_rng(seed)
     for number in range(count):
-        pixels = random.integers(20, 40, (side, side, 3))
+        pixels = random.integers(20, 40, (side, side, 3), dtype=np.uint8)
         pixels[side // 4 : -side // 4, side // 4 : -side // 4] += 150
-        Image.fromarray(pixels.astype(np.uint8)).convert(mode).save(folder / f"{number:03}.{ending}")
+        save(folder / f"{number:03}.{ending}", pixels, mode)
     return folder
 
 
@@ -39,10 +39,15 @@ def test_good_images_are_learned_or_held_out_or_on_the_card_never_twice(make, pa
     data = make(parts)
     sets = [as_set(split.normal()) for split in (data.train, data.validation, data.test)]
     assert [len(one) for one in sets] == [12, 4, 4] and len(set.union(*sets)) == 20
-    assert data.defect_types == (*CARD, "painted") and data.fields()["tested_on"] == "stress card"
+    assert data.defect_types == (*CARD, "painted")
+    expected = {"dataset": "screws", "subset": "20 good images", "normal_class": "good", "anomaly_fraction": 0.0}
+    expected |= {"tested_on": "stress card", "n_train": 16, "n_test_normal": 4, "n_test_anomalous": 16}
+    assert data.fields() == expected
     assert data.title == "screws (20 good images): good normal, no labels"
     assert torch.equal(data.train.images, make(parts).train.images)
     assert as_set(make(parts, seed=1).train) != sets[0]
+    with pytest.raises(ValueError, match=r"held_out, .* in \[0, 0.4\]: got 0.5"):
+        make(parts, held_out=0.5)
 
 
 def test_the_watched_anomalies_are_held_out_images_with_marked_defects(make, parts):
@@ -54,19 +59,21 @@ def test_the_watched_anomalies_are_held_out_images_with_marked_defects(make, par
     assert (changed | ~painted.mask).all() and changed.float().mean() < 0.3
 
 
-def test_a_nested_folder_of_mixed_sizes_and_formats_is_read(make, parts, capsys):
+def test_a_nested_folder_of_mixed_sizes_and_formats_is_read_and_that_is_said_once(make, parts, capsys):
+    make(parts)
+    assert capsys.readouterr().out == "", "a whole set of colour images needs no word"
     write(parts / "second_shift", 5, side=64, seed=3, ending="jpg")
     write(parts / "third_shift", 5, side=33, seed=4, mode="L", ending="bmp")
-    assert make(parts).subset == "30 good images"
-    assert "25 RGB, 5 L images, all converted to colour" in capsys.readouterr().out
+    assert make(parts).subset == make(parts, size=33).subset == "30 good images"
+    assert capsys.readouterr().out.count("25 RGB, 5 L images, all converted to colour") == 1
     assert make(parts, grey=True).train.images.shape[1] == 1
 
 
-def test_test_images_get_the_names_of_their_sub_folders(make, parts, tmp_path):
-    for name, count in (("OK", 3), ("dent", 2), ("rust", 4)):
+def test_test_images_get_the_names_of_their_sub_folders_normal_ones_first(make, parts, tmp_path):
+    for name, count in (("OK", 3), ("Dent", 2), ("rust", 4), (".hidden", 1)):
         write(tmp_path / "test" / name, count, seed=20 + count)
     data = make(parts, test=tmp_path / "test")
-    assert data.defect_types == ("OK", "dent", "rust", "painted") and data.tested_on == "dent, rust"
+    assert data.defect_types == ("OK", "Dent", "rust", "painted") and data.tested_on == "Dent, rust"
     assert data.test.defect_type.tolist() == [0] * 3 + [1] * 2 + [2] * 4
     assert data.counts()["training"]["normal"] == 16, "no card: only the images for the threshold are held out"
 
@@ -97,32 +104,24 @@ def test_the_card_has_five_rows_of_the_same_images():
     assert stress_card(golden, foreign[:3]).defect_type.tolist()[-4:] == [3, 4, 4, 4]
 
 
-def test_copies_are_left_out_and_do_not_count(make, parts, tmp_path, capsys):
+def test_copies_are_left_out_and_what_hardly_differs_is_named(make, parts, capsys):
     shutil.copy(parts / "004.png", parts / "backup.png")
     Image.open(parts / "005.png").save(parts / "same_picture.bmp")  # another file, the same pixels
-    assert make(parts).subset == "20 good images"
-    assert capsys.readouterr().out.count("2 of 22 images are copies and left out") == 1
+    Image.open(parts / "003.png").save(parts / "again.jpg", quality=100, subsampling=0)
+    assert make(parts).subset == "21 good images"
+    said = capsys.readouterr().out
+    assert said.count("2 of 23 images are copies and left out") == 1
+    assert "2 of 21 photographs hardly differ from another one" in said
+
+
+def test_too_few_different_images_and_a_black_frame_are_refused(make, tmp_path):
     few = write(tmp_path / "few", 9)
     shutil.copy(few / "000.png", few / "copy.png")
     with pytest.raises(DataError, match="holds 9 different images: 10 are needed"):
         make(few)
-
-
-def test_a_black_frame_is_refused_by_name(make, parts):
-    Image.new("RGB", (40, 40)).save(parts / "black.png")
+    Image.new("RGB", (40, 40)).save(few / "black.png")
     with pytest.raises(DataError, match="black.png shows one flat colour"):
-        make(parts)
-
-
-def test_a_share_that_leaves_too_little_to_learn_from_is_refused(make, parts):
-    with pytest.raises(ValueError, match=r"held_out, .* in \[0, 0.4\]: got 0.5"):
-        make(parts, held_out=0.5)
-
-
-def test_a_part_photographed_twice_or_saved_again_is_named(make, parts, capsys):
-    Image.open(parts / "003.png").save(parts / "again.jpg", quality=100, subsampling=0)
-    make(parts)
-    assert "2 of 21 photographs hardly differ from another one" in capsys.readouterr().out
+        make(few)
 
 
 def test_defects_below_the_good_images_are_not_learned(make, parts, tmp_path):

@@ -23,12 +23,19 @@ def save(path, pixels=COLOUR, mode=None, **settings):
     return path
 
 
-def test_images_are_listed_by_name_without_hidden_ones(tmp_path):
+def test_images_are_listed_by_name_and_what_is_left_out_is_named_once(tmp_path, capsys):
+    folder = tmp_path / ".local"  # that the folder itself is a hidden one does not matter
     for name in ("b.png", "a.JPG", ".hidden.png", "x/c.tiff", "x/.ipynb_checkpoints/1.png", ".trash/3.png"):
-        save(tmp_path / ".local" / name)  # that the folder itself is in a hidden one does not matter
-    assert [path.name for path in list_images(tmp_path / ".local")] == ["a.JPG", "b.png"]
-    found = list_images(tmp_path / ".local", nested=True)
-    assert [path.relative_to(tmp_path / ".local").as_posix() for path in found] == ["a.JPG", "b.png", "x/c.tiff"]
+        save(folder / name)
+    for name in ("1.heic", "2.HEIC", "3.gif", "notes"):
+        (folder / name).write_bytes(b"x")
+    for _ in range(2):
+        assert [path.name for path in list_images(folder)] == ["a.JPG", "b.png"]
+    said = capsys.readouterr().out
+    assert said.count("\n") == 1 and ".local: .png, .jpg" in said
+    assert said.endswith("left out: 1 without ending, 1 .gif, 2 .heic\n")
+    found = list_images(folder, nested=True)
+    assert [path.relative_to(folder).as_posix() for path in found] == ["a.JPG", "b.png", "x/c.tiff"]
 
 
 def test_a_missing_and_an_empty_folder_are_told_apart(tmp_path):
@@ -37,27 +44,6 @@ def test_a_missing_and_an_empty_folder_are_told_apart(tmp_path):
     (tmp_path / "1.heic").write_bytes(b"x")
     with pytest.raises(DataError, match="no image in .*: .png, .jpg.* are read; left out: 1 .heic"):
         list_images(tmp_path)
-
-
-def test_files_that_are_left_out_are_named_once(tmp_path, capsys):
-    save(tmp_path / "parts" / "1.png")
-    for name in ("1.heic", "2.HEIC", "3.gif", "notes"):
-        (tmp_path / "parts" / name).write_bytes(b"x")
-    for _ in range(2):
-        assert len(list_images(tmp_path / "parts")) == 1
-    said = capsys.readouterr().out
-    assert said.count("\n") == 1 and "parts: .png, .jpg" in said
-    assert said.endswith("left out: 1 without ending, 1 .gif, 2 .heic\n")
-
-
-def test_types_are_sub_folders_the_normal_one_first(tmp_path):
-    for name, count in (("dent", 3), ("OK", 2), ("a_crack", 1), (".hidden", 1)):
-        for number in range(count):
-            save(tmp_path / name / f"{number}.png")
-    paths, defect_type, names = list_types(tmp_path)
-    assert names == ("OK", "a_crack", "dent") and defect_type.tolist() == [0, 0, 1, 2, 2, 2]
-    assert [path.parent.name for path in paths] == ["OK", "OK", "a_crack", "dent", "dent", "dent"]
-    assert list_types(tmp_path, max_images=1)[1].tolist() == [0, 1, 2]
 
 
 @pytest.mark.parametrize("names", [("dent",), ("good",), ("good", "ok", "dent"), ()])
@@ -75,6 +61,8 @@ def test_an_image_is_read_as_it_is_or_converted_to_grey_or_colour(tmp_path, endi
     path = save(tmp_path / f"2.{ending}", GREY)
     assert torch.equal(read_image(path)[0], torch.from_numpy(GREY).expand(3, -1, -1))
     assert torch.equal(read_image(path, grey=True)[0], torch.from_numpy(GREY)[None])
+    found, _ = read_image(save(tmp_path / f"3.{ending}", COLOUR[:10]), 10)
+    assert torch.equal(found, torch.from_numpy(COLOUR[:10]).permute(2, 0, 1)), "it has this size already"
     found, _ = read_image(tmp_path / f"1.{ending}", grey=True)
     assert found.float().numpy() == pytest.approx((COLOUR @ [0.299, 0.587, 0.114])[None], abs=1)
 
@@ -87,21 +75,17 @@ def test_transparent_pixels_are_put_on_black(tmp_path, mode):
     assert row[:6] == [200] * 3 + [0] * 3 and row[8] in {100, 101}
 
 
-@pytest.mark.parametrize(("dtype", "ending"), [(np.uint16, "png"), (np.int32, "tif"), (np.float32, "tif")])
-def test_more_than_8_bits_are_refused(tmp_path, dtype, ending):
-    with pytest.raises(DataError, match="1.* has more than 8 bits a channel: convert all images to 8 bits"):
-        read_image(save(tmp_path / f"1.{ending}", GREY.astype(dtype)))
-
-
-def test_16_bit_colour_which_pillow_would_cut_is_refused(tmp_path):
-    def chunk(kind, content):
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
-    header, rows = struct.pack(">IIBBBBB", 16, 16, 16, 2, 0, 0, 0), b"".join(b"\0" + bytes(16 * 6) for _ in range(16))
-    png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
-    (tmp_path / "1.png").write_bytes(png)
-    with pytest.raises(DataError, match="more than 8 bits"):
-        read_image(tmp_path / "1.png")
+def test_more_than_8_bits_are_refused(tmp_path):
+    for dtype, ending in ((np.uint16, "png"), (np.int32, "tif"), (np.float32, "tif")):
+        save(tmp_path / f"{dtype.__name__}.{ending}", GREY.astype(dtype))
+    path = save(tmp_path / "colour.png", np.zeros((16, 32, 3), dtype=np.uint8))
+    png = bytearray(path.read_bytes())
+    png[16:20], png[24] = struct.pack(">I", 16), 16  # half as wide, with 16 bits a channel, which Pillow would cut
+    png[29:33] = struct.pack(">I", zlib.crc32(png[12:29]))
+    path.write_bytes(png)
+    for path in tmp_path.iterdir():
+        with pytest.raises(DataError, match=f"{path.name} has more than 8 bits a channel: convert all images to 8"):
+            read_image(path)
 
 
 @pytest.mark.parametrize(("shape", "size"), [((7, 40), None), ((2, 2), 8), ((15, 30), 64)])
@@ -137,56 +121,29 @@ def test_resizing_keeps_the_proportions_and_repeats_the_edge(tmp_path, wide):
     assert marked[3:13].all() and not marked[:3].any() and not marked[13:].any(), "no defect is repeated"
 
 
-def test_the_right_size_is_left_alone(tmp_path):
-    square = COLOUR[:10]
-    assert torch.equal(read_image(save(tmp_path / "2.png", square), 10)[0], torch.from_numpy(square).permute(2, 0, 1))
-
-
-@pytest.mark.parametrize(("dtype", "dark", "bright"), [(bool, 0, 1), (np.uint8, 127, 128)])
-def test_a_mask_is_true_above_half_of_its_range(tmp_path, dtype, dark, bright):
-    marked = np.full((8, 8), dark, dtype=dtype)
-    marked[2, 3] = bright
-    found = read_mask(save(tmp_path / "mask.png", marked), 8)
-    assert found.dtype == torch.bool and found.nonzero().tolist() == [[2, 3]]
-
-
-def test_a_mask_of_zeros_and_ones_is_refused_and_a_black_one_is_empty(tmp_path):
+def test_a_mask_is_true_above_half_of_its_range(tmp_path):
+    for dtype, dark, bright in ((bool, 0, 1), (np.uint8, 127, 128)):
+        marked = np.full((8, 8), dark, dtype=dtype)
+        marked[2, 3] = bright
+        found = read_mask(save(tmp_path / "mask.png", marked), 8)
+        assert found.dtype == torch.bool and found.nonzero().tolist() == [[2, 3]]
+    assert not read_mask(save(tmp_path / "black.png", GREY * 0), 12).any()
     with pytest.raises(DataError, match="mask.png marks nothing: its brightest value is 1 of 255"):
         read_mask(save(tmp_path / "mask.png", (GREY > 100).astype(np.uint8)), 12)
-    assert not read_mask(save(tmp_path / "black.png", GREY * 0), 12).any()
 
 
-@pytest.fixture
-def files(tmp_path):
-    """Twelve pictures, each of its own brightness."""
-    return [save(tmp_path / "parts" / f"{n:02}.png", np.full((8, 8, 3), 10 * n, dtype=np.uint8)) for n in range(12)]
+def test_images_are_decoded_once_until_a_file_changes_and_safe_from_their_callers(tmp_path, monkeypatch):
+    def brightness():
+        return read_images(files, 8)[:, 0, 0, 0].tolist()
 
-
-def brightness(found):
-    return found[:, 0, 0, 0].tolist()
-
-
-def test_images_are_decoded_once_and_safe_from_their_callers(files, monkeypatch):
+    files = [save(tmp_path / f"{n}.png", np.full((8, 8, 3), 10 * n, dtype=np.uint8)) for n in range(6)]
     found = read_images(files, 8).zero_()
-    assert found.shape == (12, 3, 8, 8) and found.dtype == torch.uint8
-    monkeypatch.setattr(images, "read_image", lambda *args: pytest.fail("decoded again"))
-    assert brightness(read_images(files, 8)) == [10 * n for n in range(12)]
-
-
-def test_a_changed_file_is_decoded_again(files):
-    read_images(files, 8)
+    assert found.shape == (6, 3, 8, 8) and found.dtype == torch.uint8
+    with monkeypatch.context() as patched:
+        patched.setattr(images, "read_image", lambda *args: pytest.fail("decoded again"))
+        assert brightness() == [0, 10, 20, 30, 40, 50]
     files[3].write_bytes(files[4].read_bytes())
     os.utime(files[3], ns=(1, 1))
+    assert brightness() == [0, 10, 20, 40, 40, 50]
     files[5] = files[5].rename(files[5].with_name("99.png"))
-    assert brightness(read_images(files, 8))[3:6] == [40, 40, 50]
-
-
-def test_mixed_images_are_said_once_with_their_numbers(files, capsys):
-    for path in files[:3]:
-        save(path, np.zeros((8, 8), dtype=np.uint8))
-    for size in (8, 9):
-        read_images(files, size)
-    said = capsys.readouterr().out
-    assert said.count("\n") == 1 and "parts: 3 L, 9 RGB images, all converted to colour" in said
-    read_images(files[:3], 8)
-    assert capsys.readouterr().out == "", "a whole set of grey images needs no word"
+    assert brightness() == [0, 10, 20, 40, 40, 50]

@@ -23,9 +23,8 @@ def part(region=None, channels=3):
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("defect_type", DEFECT_TYPES)
 def test_a_defect_stays_on_the_object_and_its_mask_is_where_pixels_changed(defect_type, channels):
-    before = part(channels=channels)
+    before, kept = part(channels=channels), part(channels=channels)
     inside = torch.from_numpy(object_region(before))
-    kept = before.clone()
     for seed in range(2):
         after, mask = paint(before, defect_type, np.random.default_rng(seed))
         difference = (after.int() - before.int()).abs().amax(0)
@@ -39,14 +38,8 @@ def test_a_defect_stays_on_the_object_and_its_mask_is_where_pixels_changed(defec
 
 
 # sums of the pixels and of the mask of one defect each: validation sets must stay what they are
-KNOWN = {
-    "crack": (5007180, 219),
-    "cut": (5045927, 177),
-    "hole": (4978034, 331),
-    "print": (5098097, 287),
-    "scratch": (5058145, 122),
-    "spot": (4972235, 190),
-}
+KNOWN = {"crack": (5007180, 219), "cut": (5045927, 177), "hole": (4978034, 331)}
+KNOWN |= {"print": (5098097, 287), "scratch": (5058145, 122), "spot": (4972235, 190)}
 
 
 @pytest.mark.parametrize("defect_type", DEFECT_TYPES)
@@ -67,15 +60,14 @@ def test_small_and_oblong_images_can_be_painted(defect_type):
         paint(image, "dent", np.random.default_rng(0))
 
 
-@pytest.mark.parametrize(("radius", "centre"), [(0.35, (0.5, 0.5)), (0.2, (0.4, 0.6))])
-def test_an_object_is_found_dark_or_bright(radius, centre):
-    region = disc(radius, centre)
-    for image in (part(region), part(region, channels=1), 255 - part(region)):
-        found = object_region(image)
-        assert (found & region).sum() > 0.95 * (found | region).sum()
+def same(found, expected):
+    return (found & expected).sum() > 0.95 * (found | expected).sum()
 
 
-def test_a_hole_is_part_of_the_object_and_specks_are_not():
+def test_an_object_is_found_dark_or_bright_with_its_holes_and_without_specks():
+    for region in (disc(), disc(0.2, (0.4, 0.6))):
+        for image in (part(region), part(region, channels=1), 255 - part(region)):
+            assert same(object_region(image), region)
     image = part()
     image[:, 72:88, 72:88] = 30  # as dark as the background
     image[:, 4:8, 4:8] = 255
@@ -83,13 +75,7 @@ def test_a_hole_is_part_of_the_object_and_specks_are_not():
     assert found[80, 80] and not found[:12, :12].any()
 
 
-@pytest.mark.parametrize("case", ["empty", "texture", "speck", "everywhere"])
-def test_without_an_object_it_is_the_middle_of_the_image(case):
-    image = {
-        "empty": torch.full((3, SIDE, SIDE), 90, dtype=torch.uint8),
-        "texture": torch.randint(256, (3, SIDE, SIDE), dtype=torch.uint8),
-        "speck": part(disc(0.08)),
-        "everywhere": part(disc(2.0)),
-    }[case]
-    found, middle = object_region(image), disc(0.3)
-    assert (found & middle).sum() > 0.95 * (found | middle).sum()
+def test_without_an_object_it_is_the_middle_of_the_image():
+    empty, texture = torch.full((3, SIDE, SIDE), 90).byte(), torch.randint(256, (3, SIDE, SIDE)).byte()
+    for image in (empty, texture, part(disc(0.08)), part(disc(2.0))):  # a speck is none, nor is what is everywhere
+        assert same(object_region(image), disc(0.3))
