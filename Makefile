@@ -31,6 +31,7 @@ reference: $(READY)  ## full training into the committed versions; one of them: 
 
 outputs: $(READY)  ## the notebooks' outputs and RESULTS.md anew from the committed versions, without training
 	@$(BIN)/python tools/run.py --outputs $(NB)
+	@$(BIN)/python tools/results.py
 
 bench: $(READY)  ## training speed beside plain PyTorch, the price of the live picture, the time to import
 	@$(BIN)/python benchmarks/speed.py $(NB)

@@ -121,7 +121,7 @@ def score_histogram(scores, title: str = "") -> Figure:
         text = f"{name} ({some.sum():,} test images), {flagged}: {(score[some] > limit).sum():,} of {some.sum():,}"
         axis.hist(shown[some], edges, density=True, alpha=0.6, color=colour, label=text)
     axis.axvline(limit, color=INK, linestyle="--", label=f"threshold {limit:.3g}")
-    axis.set(xlabel="anomaly score", ylabel="density", title=title or scores.title)
+    axis.set(xlabel="anomaly score (the last bin holds all above)", ylabel="density", title=title or scores.title)
     axis.legend(loc="best")
     return figure
 

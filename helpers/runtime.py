@@ -76,14 +76,20 @@ def start(notebook: str, *, train: bool = True, keep_on_drive: bool = False) -> 
     return run
 
 
-def tensorboard(run: Run) -> None:
-    """Open TensorBoard in the notebook on Colab; elsewhere say how to open it beside the notebook."""
-    if "google.colab" in sys.modules:
+def tensorboard(run: Run, beside: Path | None = None) -> None:
+    """Open TensorBoard in the notebook on Colab; elsewhere say how to open it beside the notebook.
+
+    It shows the logs of this run, or the committed ones where nothing is trained; and those in ``beside``.
+    """
+    colab, mine = "google.colab" in sys.modules, run.logs_dir if run.train else run.reference.parent
+    both = [path if colab or not path.is_relative_to(ROOT) else show_path(path) for path in (mine, beside or mine)]
+    folders = f"--logdir {both[0]}" if both[0] == both[1] else f"--logdir_spec own:{both[0]},course:{both[1]}"
+    if colab:
         from tensorboard import notebook
 
-        notebook.start(f"--logdir {run.logs_dir}")
+        notebook.start(folders)
     else:
-        print(f"In a terminal: make tensorboard   (or: tensorboard --logdir {show_path(run.logs_dir)})")
+        print(f"In a terminal: tensorboard {folders}" + "   (or: make tensorboard)" * (beside is None))
 
 
 def current_profile(device: torch.device | None = None) -> str:

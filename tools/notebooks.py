@@ -92,7 +92,7 @@ def refresh() -> None:
         path.write_text(json.dumps(book, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     readme, name = ROOT / "README.md", address().rsplit("/", 1)[1]
     text = BADGE.sub(lambda found: badge(found[1]), readme.read_text(encoding="utf-8"))
-    text = re.sub(r"https://github\.com/\S+ && cd \S+", f"{address()} && cd {name}", text)
+    text = re.sub(r"https://github\.com/\S+\ncd \S+", f"{address()}\ncd {name}", text)
     readme.write_text(text, encoding="utf-8")
     cited = ROOT / "CITATION.cff"
     text = re.sub(r"(repository-code: ).*", rf'\1"{address()}"', cited.read_text(encoding="utf-8"))

@@ -24,7 +24,7 @@ MEANS = (  # table of a version, column, what it is the mean of, published besid
 
 def task_table(rows: pd.DataFrame, published: pd.DataFrame) -> list[dict]:
     """The control, what others report, and our versions, best mean AUROC first."""
-    lines = [{"method": f"{row.control} (no network)", "AUROC": f"{row.control_auroc:.4f}"}
+    lines = [{"method": f"{row.control} (no network, notebook {int(row.notebook[:2])})", "AUROC": f"{row.control_auroc:.4f}"}
              for row in rows.assign(rounded=rows["control_auroc"].round(4)).dropna(subset="control_auroc").drop_duplicates(["control", "rounded"]).itertuples()]  # fmt: skip
     lines += [{"method": f"*{row['method']}*"} | {title: row[name] for name, title in METRICS.items()}
               for row in published.to_dict("records")]  # fmt: skip

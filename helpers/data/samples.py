@@ -27,9 +27,11 @@ def sample(name: str) -> Path:
     listed = SAMPLES / "checksums.txt"
     lines = listed.read_text(encoding="utf-8").splitlines() if listed.exists() else []
     files = [line.split(maxsplit=1) for line in lines if line.split(maxsplit=1)[1].startswith(f"{name}/")]
-    for digest, path in files or [("", name)]:
-        file, mend = SAMPLES / path, "restore the folder with `git checkout samples`, or fetch the course again"
-        if not file.is_file() or hashlib.sha256(file.read_bytes()).hexdigest() != digest:
+    mend = "restore the folder with `git checkout samples`, or fetch the course again"
+    if not files:
+        raise DataError(f"there is no folder {name}, in samples/ or elsewhere; if it is a part of the course, {mend}")
+    for digest, path in files:
+        if not (file := SAMPLES / path).is_file() or hashlib.sha256(file.read_bytes()).hexdigest() != digest:
             raise DataError(f"samples/: {path} is missing or was changed; {mend}")
     return SAMPLES / name
 

@@ -93,7 +93,7 @@ class Recordings(OneClassData):
         max_clips: int | None = None,
     ):
         super().__init__(run.device, batch_size, 0, seed, None, images_per_epoch)
-        known = [path for path in (run.data_dir / dataset, Path(dataset)) if path.is_dir()]
+        known = [path for path in (run.data_dir / dataset, Path(dataset).expanduser()) if path.is_dir()]
         folder = known[0] if known and run.profile != "smoke" else sample(dataset)
         self.picture, self.seconds = picture, seconds
         normal, tested, anomalous = (part[:max_clips] for part in list_clips(folder))
