@@ -148,7 +148,9 @@ def run_seeds(
     first: the values of seed 0, trained already.  Seeds 1, 2 ... are trained as ``<name>_seed_<n>``.
     """
     if not run.train:
-        return read_results(run.reference / name)["seeds"]
+        known = read_results(run.reference / name)
+        print(f"seeds: as committed, measured on {known['dataset']} ({known['subset']})")
+        return known["seeds"]
     found, line = [first], Line()
     for seed in range(1, seeds):
         line.show(f"seed {seed + 1} of {seeds}")

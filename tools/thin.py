@@ -11,6 +11,7 @@ import sys
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
@@ -20,6 +21,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from helpers.checkpoints import FINISHED, read_checkpoint  # noqa: E402
+from helpers.plots import CYCLE  # noqa: E402
 from helpers.runtime import atomic_write  # noqa: E402
 
 SMALL = 20_000  # values: shorter tensors, statistics among them, stay in float32
@@ -29,11 +31,21 @@ LARGE = 60_000  # bytes of a picture, one full of photographs, that may become a
 
 
 def smaller(png: bytes) -> bytes:
-    """A picture with a palette of 128 colours; a large one as JPEG; or as it is, where that is no smaller."""
+    """A picture with a palette of 128 colours; a large one as JPEG; or as it is, where that is no smaller.
+
+    The colours of lines and captions are in the palette, even if few pixels have them.
+    """
     if not png.startswith(PNG):  # thinned before
         return png
     picture, buffers = Image.open(io.BytesIO(png)).convert("RGB"), [io.BytesIO(png), io.BytesIO()]
-    picture.quantize(128, dither=Image.Dither.NONE).save(buffers[-1], "PNG", optimize=True)
+    wider = Image.new("RGB", (picture.width + 20 * len(CYCLE), picture.height))
+    wider.paste(picture)
+    for place, colour in enumerate(CYCLE):
+        wider.paste(colour, (picture.width + 20 * place, 0, picture.width + 20 * (place + 1), picture.height))
+    palette = wider.quantize(128, dither=Image.Dither.NONE)
+    colours = np.reshape(palette.getpalette(), (-1, 3))
+    palette.putpalette(np.where(colours.min(1, keepdims=True) < 245, colours, 255).ravel().tolist())  # paper is white
+    picture.quantize(palette=palette, dither=Image.Dither.NONE).save(buffers[-1], "PNG", optimize=True)
     if len(png) > LARGE:
         buffers.append(io.BytesIO())
         picture.save(buffers[-1], "JPEG", quality=80, optimize=True)
