@@ -142,7 +142,9 @@ def neighbour_control(data: OneClassData, neighbours: int = 5, side: int = 32) -
 def run_seeds(
     run: Run, train: Callable, seeds: int, first: dict[str, float], measure: Callable | None = None, name: str = ""
 ) -> dict[str, list[float]]:
-    """{metric: [one value per seed]} of trainings that differ in nothing but their seed; committed ones if not trained.
+    """{metric: [one value per seed]} of trainings that differ in nothing but their seed.
+
+    If nothing is trained, the committed ones, and a line that says what they were measured on.
 
     train: (name of the training, seed) -> (Trained, data); measure: the same -> {metric: value}, else the test AUROC.
     first: the values of seed 0, trained already.  Seeds 1, 2 ... are trained as ``<name>_seed_<n>``.

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -77,19 +78,27 @@ def start(notebook: str, *, train: bool = True, keep_on_drive: bool = False) -> 
 
 
 def tensorboard(run: Run, beside: Path | None = None) -> None:
-    """Open TensorBoard in the notebook on Colab; elsewhere say how to open it beside the notebook.
+    """Open TensorBoard in the notebook on Colab; elsewhere print the command for a terminal in the course's folder.
 
     It shows the logs of this run, or the committed ones where nothing is trained; and those in ``beside``.
     """
-    colab, mine = "google.colab" in sys.modules, run.logs_dir if run.train else run.reference.parent
-    both = [path if colab or not path.is_relative_to(ROOT) else show_path(path) for path in (mine, beside or mine)]
-    folders = f"--logdir {both[0]}" if both[0] == both[1] else f"--logdir_spec own:{both[0]},course:{both[1]}"
+
+    colab = "google.colab" in sys.modules
+
+    def typed(path: Path) -> str:
+        text = path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) and not colab else str(path)
+        return f'"{text}"' if " " in text else text
+
+    mine = run.logs_dir if run.train else run.reference.parent
+    other = (beside or mine).resolve()
+    folders = f"--logdir {typed(mine)}" if mine == other else f"--logdir_spec own:{typed(mine)},course:{typed(other)}"
     if colab:
         from tensorboard import notebook
 
         notebook.start(folders)
     else:
-        print(f"In a terminal: tensorboard {folders}" + "   (or: make tensorboard)" * (beside is None))
+        program = shutil.which("tensorboard", path=str(Path(sys.executable).parent)) or "tensorboard"
+        print(f"In a terminal: {typed(Path(program))} {folders}")
 
 
 def current_profile(device: torch.device | None = None) -> str:

@@ -98,7 +98,8 @@ def test_a_reference_run_replaces_the_version_only_when_it_is_complete(tmp_path,
     monkeypatch.setenv("AD_LOGS_DIR", str(logs))
     monkeypatch.setattr(run, "ROOT", tmp_path)
     monkeypatch.setattr(run, "execute", execute)
-    assert run.reference(page) == int(bool(failure))
+    monkeypatch.setattr(run, "thin", (thinned := []).append)
+    assert run.reference(page) == int(bool(failure)) and len(thinned) == int(not failure)
     assert (logs / "version_3" / "results.json").read_text() == ("old" if failure else "new")
     assert (logs / "version_3" / "mnist.csv").read_text() == "old"
     assert os.environ["AD_LOGS_DIR"] == str(logs) and "AD_VERSION" not in os.environ

@@ -72,7 +72,7 @@ def test_what_start_prints_names_no_folder_of_this_machine(capsys, monkeypatch, 
     assert "01_baseline_gan\n" in said and f"torch {version('torch')}" in said and ".../mine" in said
     assert str(ROOT) not in said and str(tmp_path.parent) not in said
     runtime.tensorboard(run)
-    assert f"tensorboard --logdir {tmp_path} " in capsys.readouterr().out, "but a command must work"
+    assert f"tensorboard --logdir {tmp_path}\n" in capsys.readouterr().out, "but a command must work"
     runtime.tensorboard(run, beside=ROOT / "lightning_logs")
     assert f"tensorboard --logdir_spec own:{tmp_path},course:lightning_logs\n" in capsys.readouterr().out
     runtime.start("01_baseline_gan", train=False)

@@ -176,14 +176,14 @@ def reference(path: Path) -> int:
 
 def outputs(path: Path) -> int:
     """Run one notebook on the committed versions alone, and keep its outputs."""
-    unfinished, empty = (
-        path.with_suffix(".unfinished"),
-        ROOT / "runs" / "outputs" / path.stem[:2],
-    )  # its name is printed
-    shutil.rmtree(empty, ignore_errors=True)
-    with patch.dict(os.environ, {"AD_PROFILE": "full", "AD_LOGS_DIR": str(empty / "lightning_logs")}):
+    unfinished, empty = path.with_suffix(".unfinished"), ROOT / "runs" / "outputs" / path.stem[:2] / "lightning_logs"
+    with patch.dict(os.environ, {"AD_PROFILE": "full", "AD_LOGS_DIR": str(empty)}):
         failure = execute(path, unfinished, train=False)
+    shutil.rmtree(empty, ignore_errors=True)
     if not failure:
+        text, both = unfinished.read_text(encoding="utf-8"), "_spec own:lightning_logs,course:lightning_logs"
+        text = text.replace(runtime.show_path(empty), "lightning_logs").replace(both, " lightning_logs")  # a reader's
+        unfinished.write_text(text, encoding="utf-8")
         unfinished.replace(path)
     return int(bool(failure))
 

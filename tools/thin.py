@@ -1,4 +1,6 @@
-"""Make a trained version small enough to be committed; it shows and computes the same.  Called by make reference.
+"""Make a trained version small enough to be committed.  Called by make reference.
+
+It shows the same; scores change in about the fourth digit, so numbers of a search (AnoGAN) are to be measured again.
 
 python tools/thin.py lightning_logs/version_4 ...
 
@@ -30,7 +32,7 @@ PNG = b"\x89PNG"
 LARGE = 60_000  # bytes of a picture, one full of photographs, that may become a JPEG
 
 
-def smaller(png: bytes) -> bytes:
+def smaller(png: bytes, jpeg: bool = True) -> bytes:
     """A picture with a palette of 128 colours; a large one as JPEG; or as it is, where that is no smaller.
 
     The colours of lines and captions are in the palette, even if few pixels have them.
@@ -46,21 +48,21 @@ def smaller(png: bytes) -> bytes:
     colours = np.reshape(palette.getpalette(), (-1, 3))
     palette.putpalette(np.where(colours.min(1, keepdims=True) < 245, colours, 255).ravel().tolist())  # paper is white
     picture.quantize(palette=palette, dither=Image.Dither.NONE).save(buffers[-1], "PNG", optimize=True)
-    if len(png) > LARGE:
+    if jpeg and len(png) > LARGE:
         buffers.append(io.BytesIO())
         picture.save(buffers[-1], "JPEG", quality=80, optimize=True)
     return min((buffer.getvalue() for buffer in buffers), key=len)
 
 
-def thin_checkpoint(path: Path, film: bool) -> None:
-    """Halve and compress a finished model, which still computes in float32; cut its film."""
+def thin_checkpoint(path: Path, whole_film: bool) -> None:
+    """Halve and compress a finished model, which still computes in float32; without ``whole_film`` cut its film."""
     content, buffer = read_checkpoint(path), io.BytesIO()
     for name, values in content["state_dict"].items():
         if values.dtype == torch.float32 and values.numel() >= SMALL:
             content["state_dict"][name] = values.half()
-    if not film:
-        for name in ("frames", "frame_batches"):
-            content["history"][name] = content["history"].get(name, [])[:: max(1, len(content["history"][name]) - 1)]
+    for name in ("frames", "frame_batches") if not whole_film else ():
+        film = content["history"].get(name, [])
+        content["history"][name] = film[:: max(1, len(film) - 1)]
     torch.save(content, buffer)
     with atomic_write(path) as part, zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED) as packed:  # torch reads it, too
         plain = zipfile.ZipFile(buffer)
@@ -92,12 +94,11 @@ def thin_events(path: Path) -> None:
 def thin(version: Path) -> None:
     """Thin all files of one version."""
     for path in version.rglob(FINISHED):
-        thin_checkpoint(path, film=path.parent == version)
+        thin_checkpoint(path, whole_film=path.parent == version)
     for path in version.rglob("events.out.tfevents.*"):
         thin_events(path)
     for path in version.rglob("*.png"):
-        if (less := smaller(path.read_bytes())).startswith(PNG):
-            path.write_bytes(less)
+        path.write_bytes(smaller(path.read_bytes(), jpeg=False))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,6 @@ from helpers.runtime import Run, say_once, show_path
 
 ENDINGS = (".flac", ".ogg", ".wav")
 RATE = 16_000  # samples a second
-MARKED = 8.5  # grey levels of 255 by which a fault must change a pixel to count as its mask: 3 of 90 decibels
 FEWEST = 4  # normal recordings
 Picture = Callable[[np.ndarray], Tensor]  # a clip, (samples,) float32, as an image, (1, H, W) uint8
 Fault = Callable[[np.ndarray, np.random.Generator], np.ndarray]  # a clip with a fault in it
@@ -70,8 +69,10 @@ class Recordings(OneClassData):
 
     Those left out, from the ``fold``-th on, are tested with the anomalous ones (where no normal ones are kept apart
     for the test), and make the validation split together with copies that have a fault in them.
-    picture: makes the image of a clip.  dataset: a folder below the data folder or the samples, or a path; see
-        ``list_clips``.  faults: {name: function}, for the validation split; ``MARKED`` tells what of it is their mask.
+    picture: makes the image of a clip; after a change of what it uses, define it anew.
+    dataset: a folder below the data folder or the samples, or a path; see ``list_clips``.
+    faults: {name: function}, for the validation split.
+    marked: grey levels of 255 by which a fault must change a pixel to count as its mask.
     folds: at most as many as there are normal recordings, which leaves out one at a time.
     max_clips: at most so many of each kind.
     """
@@ -91,11 +92,12 @@ class Recordings(OneClassData):
         images_per_epoch: int | None = None,
         seed: int = 0,
         max_clips: int | None = None,
+        marked: float = 8.5,
     ):
         super().__init__(run.device, batch_size, 0, seed, None, images_per_epoch)
         known = [path for path in (run.data_dir / dataset, Path(dataset).expanduser()) if path.is_dir()]
         folder = known[0] if known and run.profile != "smoke" else sample(dataset)
-        self.picture, self.seconds = picture, seconds
+        self.picture, self.seconds, self.marked = picture, seconds, marked
         normal, tested, anomalous = (part[:max_clips] for part in list_clips(folder))
         self.folds = min(folds, len(normal))
         require((0 <= fold < self.folds, f"fold is one of 0 to {self.folds - 1}: got {fold}"))
@@ -123,9 +125,9 @@ class Recordings(OneClassData):
     def _with_fault(self, path: Path, image: Tensor, fault: Fault, kind: int, random: np.random.Generator) -> tuple:
         """The image with a fault, the mask of what it changed, and the number of its kind."""
         faulty = self.picture(fault(read_clip(path, self.seconds), random).astype(np.float32))
-        return faulty, (faulty[0].float() - image[0].float()).abs() > MARKED, kind
+        return faulty, (faulty[0].float() - image[0].float()).abs() > self.marked, kind
 
 
-@functools.lru_cache(maxsize=4096)  # kept in memory until the file or the picture's code changes
+@functools.lru_cache(maxsize=4096)  # kept in memory until the file changes or the function is defined anew
 def _read(path: Path, changed: int, seconds: float, picture: Picture) -> Tensor:
     return picture(read_clip(path, seconds))
