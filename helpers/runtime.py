@@ -86,7 +86,7 @@ def tensorboard(run: Run, beside: Path | None = None) -> None:
     colab = "google.colab" in sys.modules
 
     def typed(path: Path) -> str:
-        text = path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) and not colab else str(path)
+        text = str(path.relative_to(ROOT) if path.is_relative_to(ROOT) and not colab else path)
         return f'"{text}"' if " " in text else text
 
     mine = run.logs_dir if run.train else run.reference.parent
